@@ -1,0 +1,411 @@
+"""A folder of audio as a corpus: found, decoded once into a cache, given one gain, split in three.
+
+`prepare` is the entrance. It decodes what it has not decoded before (see `shards`), never writes into
+the audio folder, and reports files that cannot be used instead of failing on them. `split` then holds
+out validation and test audio, and `locate` finds the same audio again in a folder that was moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from samplernn.audio import shards
+from samplernn.audio.io import SUFFIXES, UNSUPPORTED
+from samplernn.audio.shards import AudioFile, Problem, Shard, Source
+from samplernn.config import UserError
+
+__all__ = ["AudioFile", "Corpus", "Problem", "Span", "Split", "locate", "prepare", "scan", "split"]
+
+PEAK_AFTER_GAIN = 10 ** (-1 / 20)
+"""-1 dBFS."""
+HELD_OUT = 0.1
+"""Share of the duration that test and validation take, each."""
+DOMINANT = 0.8
+"""If one file is longer than this share of the duration, files are split by time."""
+GAP_SECONDS = 1.0
+"""Audio left out between the parts of a file that is split by time."""
+MIN_SPLIT_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The usable audio of a folder. Plain values only: it can be pickled, and forked."""
+
+    folder: Path
+    """The audio folder."""
+    sample_rate: int
+    """Hz."""
+    gain: float
+    """Factor that brings the corpus's peak to -1 dBFS. The stored samples are without it."""
+    files: tuple[AudioFile, ...]
+    """Usable files, ordered by path; of exact duplicates only the first."""
+    problems: tuple[Problem, ...]
+    """Files that are not used, or only in part."""
+    shard_dir: Path
+    """Where the samples are."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all files together."""
+        return sum(file.num_samples for file in self.files)
+
+    @property
+    def duration(self) -> float:
+        """Seconds of all files together."""
+        return self.num_samples / self.sample_rate
+
+    def read(self, file: AudioFile | int, start: int, stop: int) -> np.ndarray:
+        """Samples of one file, without gain: a read-only int16 view `[stop - start]`.
+
+        Args:
+            file: one of `files`, or its index.
+            start: first sample within the file.
+            stop: one past the last.
+
+        Raises:
+            IndexError: the file has fewer samples.
+            UserError: the cache was deleted meanwhile.
+        """
+        if not isinstance(file, AudioFile):
+            file = self.files[file]
+        if not 0 <= start <= stop <= file.num_samples:
+            raise IndexError(f"samples {start} to {stop} of {file.path}, which has {file.num_samples}")
+        samples = shards.open_samples(self.shard_dir / file.shard)
+        return samples[file.offset + start : file.offset + stop]
+
+
+def scan(folder: str | Path) -> list[Path]:
+    """Audio files below a folder, ordered by relative path, judged by their suffix.
+
+    Regular files only; hidden files and folders are left out, links are followed once. The list
+    includes files in formats that cannot be read (`UNSUPPORTED`), so that they can be reported.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    return _scan(Path(folder))[0]
+
+
+def prepare(
+    folder: str | Path,
+    sample_rate: int,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Corpus:
+    """Decodes a folder of audio into the cache, or finds it there.
+
+    Args:
+        folder: the audio folder; never written to.
+        sample_rate: Hz.
+        cache_dir: folder of all cached corpora; default: the user's cache folder.
+        progress: show a progress bar if standard error is a terminal.
+        workers: threads; default: one per core.
+
+    Raises:
+        UserError: no such folder, no usable audio in it, or the cache cannot be written.
+    """
+    root = Path(folder).absolute()
+    paths, problems = _scan(root)
+    if not paths:
+        raise UserError(f"{folder}: no audio files found ({', '.join(sorted(SUFFIXES))})")
+    sources, unreadable = _stat(root, paths)
+    corpus_dir = _corpus_dir(root, sample_rate, cache_dir)
+    shard_dir = corpus_dir / "shards"
+    try:
+        shard_dir.mkdir(parents=True, exist_ok=True)
+        built = _build(root, sources, sample_rate, shard_dir, progress, workers)
+        corpus = _assemble(root, sample_rate, shard_dir, built.values(), problems + unreadable)
+        _write_manifest(corpus_dir / "manifest.json", corpus, list(built))
+        shards.remove_stale(shard_dir, built)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or corpus_dir}: the cache cannot be written ({error.strerror or error}); "
+            "free some space or set data.cache_dir to another folder"
+        ) from None
+    return corpus
+
+
+def _scan(folder: Path) -> tuple[list[Path], list[Problem]]:
+    """Audio files below a folder, and the sub-folders that could not be searched."""
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder; give the folder that holds the audio files")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; give the folder that holds the audio files")
+    paths: list[Path] = []
+    problems: list[Problem] = []
+    seen: set[tuple[int, int]] = set()
+    pending = deque([folder])
+    while pending:
+        directory = pending.popleft()
+        try:
+            status = directory.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    # links last: a folder's own path wins over a link to it
+                    (pending.append if entry.is_symlink() else pending.appendleft)(directory / entry.name)
+                elif entry.is_file() and Path(entry.name).suffix.lower() in SUFFIXES | UNSUPPORTED:
+                    paths.append(directory / entry.name)
+        except OSError as error:
+            where = directory.relative_to(folder).as_posix()
+            problems.append(Problem(where, f"cannot be searched ({error.strerror})", "check its permissions"))
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix()), problems
+
+
+def _stat(folder: Path, paths: Iterable[Path]) -> tuple[list[Source], list[Problem]]:
+    """The state of the files, and those that may not be read (never cached: permissions have no mtime)."""
+    sources: list[Source] = []
+    problems: list[Problem] = []
+    for path in paths:
+        relative = path.relative_to(folder).as_posix()
+        try:
+            status = path.stat()
+            if not os.access(path, os.R_OK):
+                raise PermissionError(0, "Permission denied")
+            sources.append(Source(relative, status.st_size, status.st_mtime_ns))
+        except OSError as error:
+            problems.append(
+                Problem(relative, f"cannot be opened ({error.strerror})", "check its permissions")
+            )
+    return sources, problems
+
+
+def _corpus_dir(folder: Path, sample_rate: int, cache_dir: str | Path | None) -> Path:
+    """The cache of one folder at one rate. Raises UserError if it would lie in the audio folder."""
+    if cache_dir is None:
+        root = platformdirs.user_cache_path("samplernn") / "corpora"
+    else:
+        root = Path(cache_dir).expanduser().absolute()
+    if root.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{root}: this cache lies inside the audio folder; set data.cache_dir to another")
+    settings = f"{folder.resolve()}\n{sample_rate}\n{shards.FORMAT_VERSION}"
+    digest = hashlib.sha256(os.fsencode(settings)).hexdigest()[:16]
+    return root / f"{folder.name or 'root'}-{digest}"
+
+
+def _build(
+    folder: Path,
+    sources: Sequence[Source],
+    sample_rate: int,
+    shard_dir: Path,
+    progress: bool,
+    workers: int | None,
+) -> dict[str, Shard]:
+    """All shards by key, in the order of their files; those that are missing are built."""
+    groups = {shards.shard_key(group, sample_rate): group for group in shards.group(sources)}
+    found = {key: shards.load_shard(shard_dir, key) for key in groups}
+    missing = [key for key, shard in found.items() if shard is None]
+    total = sum(source.size for key in missing for source in groups[key])
+    stop = threading.Event()
+    with _progress_bar(total, progress and bool(missing)) as advance:
+        pool = ThreadPoolExecutor(workers or _cores())
+        try:
+            tasks = {
+                key: pool.submit(
+                    shards.build_shard, folder, groups[key], sample_rate, shard_dir, key, advance, stop
+                )
+                for key in missing
+            }
+            built = {key: task.result() for key, task in tasks.items()}
+        finally:  # after an error, or Ctrl-C
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    return {key: shard or built[key] for key, shard in found.items()}
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """A function to call with the bytes that are done; the bar is only there on a terminal."""
+    console = Console(stderr=True)
+    if not (show and console.is_terminal):
+        yield lambda size: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("decoding", total=total)
+        yield lambda size: bar.advance(task, size)
+
+
+def _assemble(
+    folder: Path,
+    sample_rate: int,
+    shard_dir: Path,
+    built: Iterable[Shard],
+    problems: Sequence[Problem],
+) -> Corpus:
+    """Puts the shards together: drops duplicates, finds the gain. Raises UserError if nothing is left."""
+    first: dict[str, AudioFile] = {}
+    found = list(problems)
+    for shard in built:
+        found += shard.problems
+        for file in shard.files:
+            original = first.setdefault(file.sha256, file)
+            if original is not file:
+                problem = f"is an exact duplicate of {original.path}"
+                found.append(Problem(file.path, problem, "it counts once; remove one of them"))
+    found.sort(key=lambda problem: problem.path)
+    if not first:
+        shown = "\n".join(f"  {problem}" for problem in found[:3])
+        raise UserError(f"{folder}: none of its {len(found)} audio files can be used:\n{shown}")
+    files = tuple(first.values())
+    gain = PEAK_AFTER_GAIN / max(file.peak for file in files)
+    return Corpus(folder, sample_rate, gain, files, tuple(found), shard_dir)
+
+
+def _write_manifest(path: Path, corpus: Corpus, keys: Sequence[str]) -> None:
+    """Records what the cache holds, for people and other programs. Left alone if nothing changed."""
+    manifest = {
+        "version": shards.FORMAT_VERSION,
+        "folder": os.fsdecode(corpus.folder),
+        "sample_rate": corpus.sample_rate,
+        "gain": corpus.gain,
+        "num_samples": corpus.num_samples,
+        "num_files": len(corpus.files),
+        "problems": [asdict(problem) for problem in corpus.problems],
+        "shards": list(keys),
+    }
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.read_text("utf-8")) == manifest:
+            return
+    shards.write_json(path, manifest)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of one file."""
+
+    path: str
+    """Relative to the audio folder, with forward slashes."""
+    sha256: str
+    """Of the file's samples: finds it again under another name."""
+    start: int
+    """First sample within the file."""
+    stop: int
+    """One past the last."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which audio trains, which validates during training, which is kept for the test."""
+
+    train: tuple[Span, ...]
+    validation: tuple[Span, ...]
+    test: tuple[Span, ...]
+
+    def to_dict(self) -> dict[str, list[list[Any]]]:
+        """Plain lists and scalars, for JSON and checkpoints."""
+        return {
+            part: [[span.path, span.sha256, span.start, span.stop] for span in getattr(self, part)]
+            for part in ("train", "validation", "test")
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list[list[Any]]]) -> Split:
+        """Inverse of `to_dict`."""
+        return cls(**{part: tuple(Span(*span) for span in spans) for part, spans in values.items()})
+
+
+def split(corpus: Corpus, seed: int) -> Split:
+    """Holds out a tenth of the duration for test and another for validation.
+
+    By file, in an order that depends on seed and path alone. With fewer than three files, or one that
+    makes up more than 80 %, by time within every file.
+
+    Raises:
+        UserError: there is too little audio.
+    """
+    longest = max(file.num_samples for file in corpus.files)
+    if len(corpus.files) < 3 or longest > DOMINANT * corpus.num_samples:
+        return _split_by_time(corpus)
+    return _split_by_file(corpus, seed)
+
+
+def locate(corpus: Corpus, spans: Iterable[Span]) -> list[tuple[AudioFile, int, int]]:
+    """Finds the audio of a split in a corpus: (file, start, stop) for every span that is there.
+
+    Files are recognised by their samples, so the folder may have been moved and its files renamed.
+    """
+    by_hash = {file.sha256: file for file in corpus.files}
+    return [(by_hash[span.sha256], span.start, span.stop) for span in spans if span.sha256 in by_hash]
+
+
+def _split_by_file(corpus: Corpus, seed: int) -> Split:
+    """Test, then validation, take whole files until they have a tenth; at least one file for each part.
+
+    Files above a quarter of the whole come last, so that they train where that is possible.
+    """
+    total = corpus.num_samples
+
+    def rank(file: AudioFile) -> tuple[bool, bytes]:
+        digest = hashlib.sha256(f"{seed}\n".encode() + os.fsencode(file.path)).digest()
+        return 4 * file.num_samples > total, digest
+
+    pending = deque(sorted(corpus.files, key=rank))
+
+    def take(leave: int) -> tuple[Span, ...]:
+        taken: list[AudioFile] = []
+        missing = HELD_OUT * total
+        while not taken or (missing > 0 and len(pending) > leave):
+            taken.append(pending.popleft())
+            missing -= taken[-1].num_samples
+        return _spans([(file, 0, file.num_samples) for file in taken])
+
+    test, validation = take(leave=2), take(leave=1)
+    return Split(_spans([(file, 0, file.num_samples) for file in pending]), validation, test)
+
+
+def _split_by_time(corpus: Corpus) -> Split:
+    """80 % of every file train, 10 % validate, the rest tests.
+
+    The gaps between them are a second long, or 2 % of files shorter than 50 s.
+    """
+    if corpus.duration < MIN_SPLIT_SECONDS:
+        raise UserError(
+            f"{corpus.folder}: {corpus.duration:.3f} s of audio are too little to hold out a test; "
+            f"at least {MIN_SPLIT_SECONDS} s are needed, and minutes to train"
+        )
+    train, validation, test = [], [], []
+    for file in corpus.files:
+        n = file.num_samples
+        gap = min(round(GAP_SECONDS * corpus.sample_rate), n // 50)
+        first, second = n * 8 // 10, n * 9 // 10 + gap
+        train.append((file, 0, first))
+        validation.append((file, first + gap, second))
+        test.append((file, second + gap, n))
+    return Split(*(_spans(part) for part in (train, validation, test)))
+
+
+def _spans(parts: Iterable[tuple[AudioFile, int, int]]) -> tuple[Span, ...]:
+    """Spans in order of path, without empty ones."""
+    ordered = sorted(parts, key=lambda part: part[0].path)
+    return tuple(Span(file.path, file.sha256, start, stop) for file, start, stop in ordered if start < stop)

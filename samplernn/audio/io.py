@@ -1,0 +1,343 @@
+"""Audio files in and out: decode anything to mono float32 at one rate, write PCM-16 WAV as it comes.
+
+Decoding (`Decoder`, `decode`, `load`) streams through libsndfile, a mean over channels and the soxr
+resampler, so a file of many hours needs no more memory than one of a second. `WavSink` is the way
+out: what it has written stays readable even if the process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import soundfile as sf
+import soxr
+
+from samplernn.config import UserError
+
+SUFFIXES = frozenset(
+    {".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3"}
+    | {".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".voc", ".sph", ".ircam"}
+)
+"""Lower-case suffixes of the files that libsndfile reads."""
+
+UNSUPPORTED = frozenset(
+    {".m4a", ".m4b", ".mp4", ".aac", ".alac", ".wma", ".webm", ".mka", ".ape", ".wv", ".amr", ".ac3", ".dsf"}
+)
+"""Lower-case suffixes of audio that libsndfile does not read; such files are reported, not ignored."""
+
+RESAMPLER_QUALITY = "HQ"
+MAX_BLOCK_VALUES = 2**22
+"""Bound on frames times channels of one decoded block."""
+PLAUSIBLE_RATES = range(100, 10_000_001)
+"""Source sample rates in Hz outside of this are damaged headers."""
+WAV_LIMIT = 2**32 - 2**16
+"""Bytes of samples that a WAV file can hold (its sizes are 32-bit), with some slack for the header."""
+
+_UPDATE_HEADER_AUTO = 0x1061
+"""libsndfile's SFC_SET_UPDATE_HEADER_AUTO: rewrite the header after every write."""
+_MP3_SLACK = 4608
+"""Frames by which a complete MP3 may fall short of its header: encoder delay and padding."""
+
+
+class AudioError(UserError):
+    """A file that cannot be read or written as asked: which, why, and what to do about it."""
+
+    def __init__(self, path: str | Path, problem: str, remedy: str) -> None:
+        super().__init__(path, problem, remedy)
+        self.path = Path(path)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.remedy}"
+
+
+class Decoder:
+    """One audio file as an iterator of mono float32 blocks, in bounded memory.
+
+    A file that ends early (truncated, or damaged part-way) yields what could be decoded; `problems`
+    then says so once the iteration is over.
+
+    Args:
+        path: the file.
+        sample_rate: Hz of the blocks; the file is resampled if its own rate differs.
+        block_seconds: length of the blocks that are read; the blocks that come out may be shorter.
+
+    Attributes:
+        source_rate: the file's own sample rate in Hz.
+        channels: the file's number of channels.
+        problems: what is wrong with the file although it could be used.
+
+    Raises:
+        AudioError: the file cannot be opened or is not audio; while iterating: it holds no samples,
+            or a NaN or infinite one.
+    """
+
+    def __init__(self, path: str | Path, sample_rate: int, block_seconds: float = 1.0) -> None:
+        self.path = Path(path)
+        self.sample_rate = sample_rate
+        self.problems: list[AudioError] = []
+        self._file = _open(self.path)
+        self.source_rate: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        frames = int(self.source_rate * block_seconds)
+        self._block_frames = max(1, min(frames, MAX_BLOCK_VALUES // self.channels))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        is_empty = True
+        with self._file:
+            for block in self._resampled():
+                if len(block):
+                    is_empty = False
+                    yield block
+        if is_empty:
+            raise AudioError(self.path, "holds no samples that can be decoded", "remove or replace it")
+
+    def _resampled(self) -> Iterator[np.ndarray]:
+        """Mono blocks float32 `[n]` at `sample_rate`; n may be 0."""
+        if self.source_rate == self.sample_rate:
+            yield from self._mono()
+            return
+        resampler = soxr.ResampleStream(
+            self.source_rate, self.sample_rate, 1, dtype="float32", quality=RESAMPLER_QUALITY
+        )
+        for block in self._mono():
+            yield resampler.resample_chunk(block, last=False)
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+    def _mono(self) -> Iterator[np.ndarray]:
+        """Mono blocks float32 `[n]`, n > 0, at the file's own rate."""
+        position = 0
+        for block in self._frames():
+            mono = _mean_of_channels(block)
+            if not np.isfinite(mono).all():
+                where = (position + int(np.argmin(np.isfinite(mono)))) / self.source_rate
+                raise AudioError(
+                    self.path, f"holds NaN or infinite samples (first at {where:.3f} s)", "export it again"
+                )
+            position += len(mono)
+            yield mono
+        self._check_length(position)
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        """Blocks float32 `[n, channels]`, n > 0, up to the end or the first error of the decoder."""
+        position = 0
+        while True:
+            block = np.full((self._block_frames, self.channels), np.nan, np.float32)
+            error: sf.SoundFileError | None = None
+            try:
+                count = len(self._file.read(out=block))
+            except sf.SoundFileError as failure:
+                error = failure
+                count = _frames_filled(block)
+            position += count
+            if count:
+                yield block[:count]
+            if error and self._length_is_known():
+                seconds = position / self.source_rate
+                self._report_truncation(f"is damaged after {seconds:.1f} s{_reason(error)}")
+            if error or not count:
+                return
+
+    def _length_is_known(self) -> bool:
+        """A FLAC that was written to a pipe claims 2**63 - 1 frames, and its end looks like an error."""
+        return self._file.frames < 2**62
+
+    def _check_length(self, decoded: int) -> None:
+        """Reports a file with fewer frames than its header promised."""
+        if self.problems:
+            return
+        missing = self._file.frames - decoded if self._length_is_known() else 0
+        if missing > _MP3_SLACK or _was_cut(self.path, self._file):
+            self._report_truncation(f"is truncated: it ends after {decoded / self.source_rate:.1f} s")
+
+    def _report_truncation(self, problem: str) -> None:
+        self.problems.append(
+            AudioError(self.path, problem, "the part before is used; copy or export the file again")
+        )
+
+
+def decode(path: str | Path, sample_rate: int, block_seconds: float = 1.0) -> Iterator[np.ndarray]:
+    """Mono float32 blocks `[n]` of an audio file at `sample_rate` (Hz). See `Decoder`.
+
+    Raises:
+        AudioError: the file is unreadable, not audio, empty, or holds NaN or infinite samples.
+    """
+    return iter(Decoder(path, sample_rate, block_seconds))
+
+
+def load(path: str | Path, sample_rate: int) -> np.ndarray:
+    """A whole audio file as mono float32 `[num_samples]` at `sample_rate` (Hz). Raises as `decode`."""
+    return np.concatenate(list(decode(path, sample_rate)))
+
+
+def to_int16(x: np.ndarray) -> np.ndarray:
+    """Float samples (full scale 1.0) as int16: times 32768, rounded to nearest, clipped; any shape."""
+    return np.clip(np.rint(x * np.float32(32768)), -32768, 32767).astype(np.int16)
+
+
+def from_int16(x: np.ndarray) -> np.ndarray:
+    """int16 samples as float32 in [-1, 1); the exact inverse of `to_int16`; any shape."""
+    return x.astype(np.float32) / np.float32(32768)
+
+
+def _open(path: Path) -> sf.SoundFile:
+    """Opens an audio file. Raises AudioError in the words of whoever has to act on it."""
+    suffix = path.suffix.lower()
+    if suffix in UNSUPPORTED:
+        raise AudioError(path, f"{suffix} files cannot be read", "convert it to WAV or FLAC")
+    if path.exists() and not path.is_file():
+        raise AudioError(path, "is not a regular file", "give an audio file")
+    try:
+        with path.open("rb") as stream:
+            empty = not stream.read(1)
+    except OSError as error:
+        raise AudioError(
+            path, f"cannot be opened ({error.strerror})", "check the path and its permissions"
+        ) from None
+    if empty:
+        raise AudioError(path, "is empty (0 bytes)", "remove or replace it")
+    try:
+        file = sf.SoundFile(_native(path))
+    except (sf.SoundFileError, TypeError) as error:
+        raise AudioError(path, f"is not readable as audio{_reason(error)}", "remove or replace it") from None
+    if file.samplerate not in PLAUSIBLE_RATES:
+        file.close()
+        raise AudioError(path, f"claims a sample rate of {file.samplerate} Hz", "export it again")
+    return file
+
+
+def _native(path: Path) -> str | bytes:
+    """A path for soundfile, which refuses names on Linux that are not Unicode unless they are bytes."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
+def _mean_of_channels(block: np.ndarray) -> np.ndarray:
+    """Float32 `[n, channels]` -> `[n]`; column by column, several times faster than `mean(axis=1)`."""
+    mono = block[:, 0].copy()
+    for channel in range(1, block.shape[1]):
+        mono += block[:, channel]
+    mono /= block.shape[1]
+    return mono
+
+
+def _frames_filled(block: np.ndarray) -> int:
+    """Frames that a read which failed has put into a block `[n, channels]` of NaN."""
+    empty = np.isnan(block[:, 0])
+    return int(empty.argmax()) if empty.any() else len(block)
+
+
+def _reason(error: Exception) -> str:
+    """libsndfile's own words in parentheses, or nothing if it has none."""
+    words = getattr(error, "error_string", "").removeprefix("Error :").strip(" .")
+    return f" ({words[0].lower()}{words[1:]})" if words else ""
+
+
+def _was_cut(path: Path, file: sf.SoundFile) -> bool:
+    """Whether the container's own sizes say that bytes are missing at the end.
+
+    libsndfile corrects a header that promises too much and mentions it only in its log. Programs that
+    write to a pipe put 2**31 or 2**32 less a little there: those files are complete.
+    """
+    if file.format == "OGG":
+        with contextlib.suppress(OSError):
+            return not _ogg_has_end(path)
+    log: str = file.extra_info
+    sizes = re.findall(r": (\d+) \(should be (\d+)\)", log)
+    sizes += [(b, a) for a, b in re.findall(r"frame count (\d+) does not match .* of (\d+)", log)]
+    return any(
+        int(promised) - int(found) > 16 and -int(promised) % 2**31 > 2**16 for promised, found in sizes
+    )
+
+
+def _ogg_has_end(path: Path) -> bool:
+    """Whether the last page of an Ogg file carries the end-of-stream flag (RFC 3533, section 6)."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 2**17))  # a page has at most 65 307 bytes
+        tail = stream.read()
+    flags = tail.rfind(b"OggS") + 5
+    return flags < len(tail) and bool(tail[flags] & 4)
+
+
+class WavSink:
+    """Streams mono PCM-16 to a WAV file; after every write the file on disk is complete and valid.
+
+    So a process that is killed leaves a file that opens everywhere and holds all written blocks.
+
+    Args:
+        path: the file, overwritten if it exists; its folder must exist.
+        sample_rate: Hz.
+        expected_samples: if this many do not fit into a WAV file (4 GiB), RF64 is written.
+
+    Raises:
+        AudioError: the file cannot be created; from `write` and `close`: it cannot be written to.
+
+    Example:
+        >>> with WavSink("out.wav", 16000) as sink:
+        ...     sink.write(np.zeros(1600, np.int16))
+    """
+
+    def __init__(self, path: str | Path, sample_rate: int, expected_samples: int | None = None) -> None:
+        self.path = Path(path)
+        self.num_samples = 0
+        self._is_rf64 = 2 * (expected_samples or 0) > WAV_LIMIT
+        try:
+            self.path.open("wb").close()  # for the operating system's reason, which libsndfile swallows
+            self._file = sf.SoundFile(
+                _native(self.path), "w", sample_rate, 1, "PCM_16", format="RF64" if self._is_rf64 else "WAV"
+            )
+        except OSError as error:
+            raise AudioError(path, f"cannot be written ({error.strerror})", "choose another place") from None
+        except sf.SoundFileError as error:
+            raise AudioError(path, f"cannot be written{_reason(error)}", "choose another place") from None
+        _keep_header_valid(self._file)
+
+    def write(self, block: np.ndarray) -> None:
+        """Appends samples, int16 `[n]`."""
+        if block.dtype != np.int16 or block.ndim != 1:
+            raise TypeError(f"WavSink.write takes int16 [n], got {block.dtype} {list(block.shape)}")
+        if not self._is_rf64 and 2 * (self.num_samples + len(block)) > WAV_LIMIT:
+            raise AudioError(
+                self.path, "a WAV file holds at most 4 GiB", "give the length in advance, or less"
+            )
+        try:
+            self._file.write(block)
+        except (sf.SoundFileError, AssertionError, OSError):
+            raise self._write_error() from None
+        self.num_samples += len(block)
+
+    def close(self) -> None:
+        """Finishes the file; safe to call twice."""
+        try:
+            self._file.close()
+        except (sf.SoundFileError, OSError):
+            raise self._write_error() from None
+
+    def _write_error(self) -> AudioError:
+        return AudioError(
+            self.path, f"writing failed after {self.num_samples} samples", "free some disk space"
+        )
+
+    def __enter__(self) -> WavSink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _keep_header_valid(file: sf.SoundFile) -> None:
+    """Asks libsndfile to update the header after every write.
+
+    soundfile has no public way to do so; without its private one the file is valid once closed.
+    """
+    with contextlib.suppress(AttributeError, TypeError):
+        sf._snd.sf_command(file._file, _UPDATE_HEADER_AUTO, sf._ffi.NULL, 1)

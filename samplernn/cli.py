@@ -1,0 +1,223 @@
+"""The command line: verbs to functions. Heavy imports stay inside the verb that needs them.
+
+Errors of the user's making arrive here as `UserError` and leave as one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from samplernn import __version__
+from samplernn.config import UserError, to_dict
+
+Verb = Callable[[list[str]], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}  (see {self.prog} --help)")
+
+
+def train(argv: list[str]) -> int:
+    """Train on a folder of audio."""
+    from samplernn.options import parse
+
+    options = parse(argv)
+    from samplernn.training import run
+    from samplernn.training.callbacks import Interrupted
+
+    try:
+        if options.resume:
+            outcome = run.resume(options.name, options.changes, options.folder)
+            if outcome is None:
+                name = options.name or run.newest().name
+                run.say(f"{run.RUNS / name}: already finished. A later --trainer.max_steps gives it more")
+                return 0
+        else:
+            assert options.folder is not None
+            outcome = run.start(options.folder, options.config, options.name)
+    except Interrupted as interrupted:
+        run.say(f"\nstopped by {interrupted}, saved. Continue with: samplernn train --resume")
+        return 128 + interrupted.signal_number
+    run.say(
+        f"\nfinished after {outcome.step} steps: {outcome.reason}.\n"
+        f"best validation: {outcome.bits_per_sample:.3f} bits per sample: {outcome.verdict}.\n"
+        f"next: samplernn generate {outcome.folder}"
+    )
+    return 0
+
+
+def generate(argv: list[str]) -> int:
+    """Generate audio from a checkpoint."""
+    parser = Parser(prog="samplernn generate", description="Generate audio from a checkpoint.")
+    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
+    parser.add_argument("--duration", type=float, default=10.0, help="seconds per stream (default: 10)")
+    parser.add_argument("--num", type=int, default=1, help="number of streams (default: 1)")
+    parser.add_argument("--temperature", type=float, default=0.95, help="default: 0.95; 0 is greedy")
+    parser.add_argument("--top-k", type=int, default=0, help="keep only the k most probable codes")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="keep the most probable codes up to this mass"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="stream i of a seed is always the same (default: 0)"
+    )
+    parser.add_argument("--prompt", help="a recording that every stream continues")
+    parser.add_argument("--include-prompt", action="store_true", help="let the files begin with the prompt")
+    parser.add_argument("--out", help="a folder, or one .wav file (default: a new folder below generated/)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--engine", default="auto", help="auto or reference")
+    parser.add_argument("--dtype", default="auto", help="auto or float32")
+    options = parser.parse_args(argv)
+
+    from samplernn.generation.files import generate
+    from samplernn.model.checkpoint import load
+
+    arguments = vars(options)
+    for path in generate(load(arguments.pop("checkpoint")), **arguments):
+        print(path)
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """Score a checkpoint on audio, in bits per sample, beside the baselines."""
+    parser = Parser(prog="samplernn evaluate", description="Bits per sample of a checkpoint on a folder.")
+    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
+    parser.add_argument("folder", help="of audio")
+    parser.add_argument("--split", default="test", help="test (default), validation, train, or all files")
+    parser.add_argument("--cache-dir", help="for decoded audio (default: the user's cache folder)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+
+    from samplernn.insight.evaluate import evaluate
+    from samplernn.model.checkpoint import load
+
+    result = evaluate(load(options.checkpoint), options.folder, options.split, cache_dir=options.cache_dir)
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return 0
+    print(f"{result.num_samples} samples, split {result.split}; bits per sample (lower is better):")
+    for name, bits in {"model": result.bits_per_sample, **result.baselines.to_dict()}.items():
+        print(f"  {name.replace('_', ' '):16}{bits:.4f}")
+    print(result.verdict)
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """Write a checkpoint as a folder that explains itself."""
+    parser = Parser(prog="samplernn export", description="Write model.safetensors, config.yaml, README.md.")
+    parser.add_argument("checkpoint", help="a .ckpt file or a run directory")
+    parser.add_argument("directory", help="made if absent; must be empty")
+    options = parser.parse_args(argv)
+
+    from samplernn.model.checkpoint import export, load
+
+    print(export(load(options.checkpoint), options.directory))
+    return 0
+
+
+def info(argv: list[str]) -> int:
+    """Say what a checkpoint is."""
+    parser = Parser(prog="samplernn info", description="What a checkpoint is and how it was trained.")
+    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+
+    import yaml
+
+    from samplernn.model.checkpoint import load
+
+    checkpoint = load(options.checkpoint)
+    facts: dict[str, Any] = {
+        "file": str(checkpoint.source),
+        "weights_sha256": checkpoint.weights_hash(),
+        "parameters": sum(value.numel() for value in checkpoint.weights.values()),
+        "gain": checkpoint.gain,
+        "results": checkpoint.results,
+        "config": to_dict(checkpoint.config),
+    }
+    print(json.dumps(facts, indent=2) if options.json else yaml.safe_dump(facts, sort_keys=False).rstrip())
+    return 0
+
+
+def demo(argv: list[str]) -> int:
+    """Train on the embedded clips for two minutes and generate."""
+    parser = Parser(prog="samplernn demo", description=demo.__doc__)
+    parser.add_argument(
+        "--out", default="demo-output", help="folder for the new audio (default: demo-output)"
+    )
+    options = parser.parse_args(argv)
+
+    from samplernn.insight.demo import demo as run_demo
+    from samplernn.training.callbacks import Interrupted
+
+    try:
+        run_demo(options.out)
+    except Interrupted as interrupted:
+        _say(f"\nstopped by {interrupted}")
+        return 128 + interrupted.signal_number
+    return 0
+
+
+VERBS: dict[str, Verb] = {
+    "train": train,
+    "generate": generate,
+    "evaluate": evaluate,
+    "export": export,
+    "info": info,
+    "demo": demo,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the console script `samplernn`.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user's, 128 + number for a signal.
+    """
+    parser = Parser(
+        prog="samplernn",
+        description="Learn raw audio from a folder, and generate it.",
+        epilog="verbs:\n"
+        + "\n".join(f"  {name:10}{verb.__doc__}" for name, verb in VERBS.items())
+        + "\n\nsamplernn VERB --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"samplernn {__version__}")
+    parser.add_argument("verb", help="what to do", metavar="VERB")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the verb", metavar="…")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        options = parser.parse_args(argv)
+        if options.verb not in VERBS:
+            raise UserError(f"unknown verb {options.verb!r}; there are: {', '.join(VERBS)}")
+        return VERBS[options.verb](options.arguments)
+    except UserError as error:
+        _say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush into the pipe
+        return 141
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM unwinds the stack like Ctrl-C, so that open files are closed."""
+    sys.exit(128 + number)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,370 @@
+"""Every option of samplernn: one frozen dataclass per part, validated, plain values only.
+
+The names are the keys of the YAML files in ``configs/`` and of the command line
+(``ModelConfig.dim`` is ``model.dim`` and ``--model.dim``); the string under a field is its
+help text. Nothing here imports torch, so reading a configuration is instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+class UserError(ValueError):
+    """A mistake of the user's that one line can explain: what, where, what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. Two models with equal ``ModelConfig`` have interchangeable weights."""
+
+    frame_sizes: tuple[int, ...] = (64, 16)
+    """Samples per frame of every frame-level tier, slowest tier first, each divisible by the next."""
+    rnn: Literal["gru", "lstm"] = "gru"
+    """Recurrent cell of the frame-level tiers."""
+    n_rnn: int = 1
+    """Stacked RNN layers per frame-level tier."""
+    dim: int = 256
+    """Hidden units of every RNN layer and of the sample-level MLP."""
+    learn_h0: bool = True
+    """Learn the RNN state with which a segment starts (otherwise it is zero)."""
+    weight_norm: bool = True
+    """Weight normalisation (Salimans & Kingma, 2016) of every linear layer; never of the RNN."""
+    embedding_dim: int = 256
+    """Size of the embedding of one sample code."""
+    q_levels: int = 256
+    """Number of codes that a sample is quantized to."""
+    quantization: Literal["linear", "mu-law", "a-law"] = "linear"
+    """How amplitude becomes a code."""
+    head: Literal["softmax"] = "softmax"
+    """Output distribution over the next code."""
+    forget_bias: float = 1.0
+    """Initial forget-gate bias of an LSTM (the paper's code uses 3)."""
+
+    def __post_init__(self) -> None:
+        sizes = self.frame_sizes
+        shown = list(sizes)
+        _require(len(sizes) > 0, "model.frame_sizes is empty: give at least one, such as [16]")
+        _require(all(size >= 1 for size in sizes), f"model.frame_sizes {shown}: sizes must be at least 1")
+        descending = sorted(sizes, reverse=True)
+        _require(
+            list(sizes) == descending,
+            f"model.frame_sizes {shown} is not slowest tier first: write {descending}",
+        )
+        for slow, fast in itertools.pairwise(sizes):
+            _require(
+                slow % fast == 0 and slow > fast,
+                f"model.frame_sizes {shown}: {slow} must be a multiple of {fast}, and larger. "
+                "Sizes are samples per frame, not ratios (ratios 4 over 16 are written [64, 16])",
+            )
+        for name in ("n_rnn", "dim", "embedding_dim"):
+            _require(getattr(self, name) >= 1, f"model.{name} must be at least 1, got {getattr(self, name)}")
+        _require(2 <= self.q_levels <= 1024, f"model.q_levels must be from 2 to 1024, got {self.q_levels}")
+
+    @property
+    def lookback(self) -> int:
+        """Samples of history that one step needs: the largest frame."""
+        return self.frame_sizes[0]
+
+    @property
+    def n_tiers(self) -> int:
+        """Tiers in Mehri's count: the sample-level MLP is tier 1."""
+        return len(self.frame_sizes) + 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The corpus and how training walks it."""
+
+    sample_rate: int = 16000
+    """Sample rate in Hz to which everything is resampled."""
+    batch_size: int = 16
+    """Lanes over all devices together."""
+    tbptt_len: int = 1024
+    """Samples per chunk of truncated backpropagation, a multiple of the largest frame."""
+    segment_duration: float = 8.0
+    """Seconds of contiguous audio that a lane reads before its state is reset."""
+    validation_duration: float = 300.0
+    """Validation during training scores at most this many seconds (`evaluate` scores all)."""
+    split_seed: int = 0
+    """Decides which files are held out for validation and test."""
+    cache_dir: str | None = None
+    """Folder for decoded audio. Default: the user's cache folder; never the audio folder."""
+
+    def __post_init__(self) -> None:
+        _require(
+            1000 <= self.sample_rate <= 384000,
+            f"data.sample_rate must be from 1000 to 384000 Hz, got {self.sample_rate}",
+        )
+        _require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
+        _require(self.tbptt_len >= 1, f"data.tbptt_len must be at least 1, got {self.tbptt_len}")
+        _require(
+            self.segment_duration > 0,
+            f"data.segment_duration must be above 0 s, got {self.segment_duration}",
+        )
+        _require(
+            self.validation_duration > 0,
+            f"data.validation_duration must be above 0 s, got {self.validation_duration}",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam, its learning-rate schedule, and when to give up."""
+
+    lr: float = 2e-3
+    """Peak learning rate of Adam."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After warm-up: a cosine towards `final_lr` at the run's planned end (by steps, epochs or
+    time, whichever ends first), or constant. A run without a planned end stays constant."""
+    final_lr: float = 0.05
+    """Where the cosine ends, as a fraction of `lr`."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    patience: int = 10
+    """Stop after this many validations without a better result (0: never)."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optim.lr must be above 0, got {self.lr}")
+        _require(0 <= self.final_lr <= 1, f"optim.final_lr is a fraction from 0 to 1, got {self.final_lr}")
+        _require(self.warmup_steps >= 0, f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
+        _require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        _require(self.patience >= 0, f"optim.patience must not be negative, got {self.patience}")
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas must be two numbers from 0 to below 1, got {list(self.betas)}",
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When `checkpoints/last.ckpt` is renewed; `best.ckpt` follows every better validation."""
+
+    every_steps: int = 0
+    """Save after this many steps (0: by time alone)."""
+    every_minutes: float = 5.0
+    """Save after this many minutes (0: by steps alone)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every_steps >= 0, f"checkpoint.every_steps must not be negative, got {self.every_steps}"
+        )
+        _require(
+            self.every_minutes >= 0,
+            f"checkpoint.every_minutes must not be negative, got {self.every_minutes}",
+        )
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Audio that training generates at each validation, in at most a tenth of the time."""
+
+    num: int = 2
+    """Streams per validation (0: none)."""
+    duration: float = 3.0
+    """Seconds per stream; shortened where the time share would be exceeded."""
+    temperature: float = 0.95
+    """Sampling temperature."""
+    seed: int = 0
+    """Seed of the streams: the same at every validation, so that only the model changes."""
+
+    def __post_init__(self) -> None:
+        _require(self.num >= 0, f"samples.num must not be negative, got {self.num}")
+        _require(self.duration > 0, f"samples.duration must be above 0 s, got {self.duration}")
+        _require(self.temperature >= 0, f"samples.temperature must not be negative, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Options of `lightning.Trainer`, under Lightning's own names."""
+
+    accelerator: str = "auto"
+    """`auto`, `cpu`, `gpu`, …"""
+    devices: int | str = "auto"
+    """Number of devices, or `auto`. Runs on one device on the CPU unless told otherwise."""
+    num_nodes: int = 1
+    """Machines."""
+    strategy: str = "auto"
+    """`auto`, `ddp`, …"""
+    precision: str = "32-true"
+    """`32-true` or `bf16-mixed`."""
+    max_steps: int = -1
+    """End after this many steps (-1: no limit)."""
+    max_epochs: int = -1
+    """End after this many epochs (-1: no limit)."""
+    max_time: str | None = None
+    """End after this time, as DD:HH:MM:SS."""
+    gradient_clip_val: float | None = 1.0
+    """Clip gradients at this norm or value (null: do not)."""
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    """Clip the global norm, or each value."""
+    accumulate_grad_batches: int = 1
+    """Chunks per optimizer step."""
+    val_check_interval: int = 500
+    """Steps between validations."""
+    log_every_n_steps: int = 20
+    """Steps between logged training metrics."""
+    enable_progress_bar: bool = True
+    """Show progress."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.max_steps == -1 or self.max_steps >= 1,
+            f"trainer.max_steps must be -1 or at least 1, got {self.max_steps}",
+        )
+        _require(
+            self.max_epochs == -1 or self.max_epochs >= 1,
+            f"trainer.max_epochs must be -1 or at least 1, got {self.max_epochs}",
+        )
+        for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
+            _require(
+                getattr(self, name) >= 1, f"trainer.{name} must be at least 1, got {getattr(self, name)}"
+            )
+        _require(
+            self.gradient_clip_val is None or self.gradient_clip_val > 0,
+            f"trainer.gradient_clip_val must be above 0 or null, got {self.gradient_clip_val}",
+        )
+        self.max_seconds  # noqa: B018  (raises on a malformed time)
+
+    @property
+    def max_seconds(self) -> float:
+        """`max_time` in seconds, infinite when unset."""
+        if self.max_time is None:
+            return math.inf
+        parts = self.max_time.split(":")
+        _require(
+            len(parts) == 4 and all(part.isdigit() for part in parts),
+            f"trainer.max_time must look like DD:HH:MM:SS (ten minutes: 00:00:10:00), got {self.max_time!r}",
+        )
+        days, hours, minutes, seconds = (int(part) for part in parts)
+        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+        _require(total > 0, f"trainer.max_time must be above zero, got {self.max_time!r}")
+        return float(total)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The corpus."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Audio generated during training."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Options of `lightning.Trainer`."""
+    seed_everything: int = 0
+    """Seed of initialisation and of the order of the data."""
+    logger: Literal["tensorboard"] = "tensorboard"
+    """Dashboard. metrics.csv is always written too."""
+
+    def __post_init__(self) -> None:
+        lookback = self.model.lookback
+        nearest = max(1, round(self.data.tbptt_len / lookback)) * lookback
+        _require(
+            self.data.tbptt_len % lookback == 0,
+            f"data.tbptt_len {self.data.tbptt_len} is not a multiple of the largest frame "
+            f"(model.frame_sizes[0] = {lookback}): take {nearest}",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain dicts, lists and scalars, ready for YAML, JSON or a checkpoint."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def from_dict(cls: type[Any], values: dict[str, Any], where: str = "") -> Any:
+    """Inverse of `to_dict`.
+
+    Args:
+        cls: one of the dataclasses of this module.
+        values: nested plain values; missing keys take their defaults.
+        where: dotted prefix for error messages.
+
+    Raises:
+        UserError: a key that `cls` does not know, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if key not in hints:
+            raise UserError(f"unknown option {name}; known here: {', '.join(sorted(hints))}")
+        if dataclasses.is_dataclass(hints[key]):
+            _require(isinstance(value, dict), f"{name} must hold options of its own, got {value!r}")
+            arguments[key] = from_dict(typing.cast(type, hints[key]), value, f"{name}.")
+        else:
+            arguments[key] = _checked(value, hints[key], name)
+    return cls(**arguments)
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested options `base` with those in `changes` put in their place; neither is changed."""
+    result = dict(base)
+    for key, value in changes.items():
+        inner = result.get(key)
+        if isinstance(inner, dict) and isinstance(value, dict):
+            value = merged(inner, value)
+        result[key] = value
+    return result
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` as an instance of `hint`; the few kinds of hint that this module uses."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        _require(value in arguments, f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+        return value
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), f"{name} must be a list, got {value!r}")
+        return tuple(_checked(item, arguments[0], name) for item in value)
+    if origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        wanted = tuple(kind for kind in arguments if kind is not type(None))
+    else:
+        wanted = (hint,)
+    if float in wanted and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
+    _require(fits, f"{name} must be of type {' or '.join(kind.__name__ for kind in wanted)}, got {value!r}")
+    return value
+
+
+def presets() -> dict[str, Path]:
+    """The shipped configurations by name, such as ``small``."""
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise UserError(f"no configs folder beside {package}: reinstall samplernn")

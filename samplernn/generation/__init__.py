@@ -1,0 +1,1 @@
+"""From a checkpoint to new audio: engines that advance streams, and what is built on them."""

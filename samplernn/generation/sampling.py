@@ -1,0 +1,140 @@
+"""Choosing codes: keyed random numbers and the temperature, top-k, top-p family.
+
+Randomness is a function, not a sequence: the number for (seed, stream, sample, draw) is computed
+on its own by Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3" (SC 2011). So a stream does not change with the number of its
+neighbours, the block size or the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samplernn.config import UserError
+
+_MASK = np.uint64(0xFFFFFFFF)
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL = 0x9E3779B9, 0xBB67AE85
+
+
+def philox(
+    counter: Sequence[NDArray[np.uint64]], key: tuple[int, int], rounds: int = 10
+) -> tuple[NDArray[np.uint64], ...]:
+    """Philox4x32: four 32-bit words of randomness for each counter.
+
+    Args:
+        counter: four arrays of 32-bit values (any shapes that broadcast).
+        key: two 32-bit values.
+        rounds: 10 is the published, statistically tested choice.
+
+    Returns:
+        Four arrays of 32-bit values, held in uint64.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (product1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
+            product1 & _MASK,
+            (product0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
+            product0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """The random numbers of some streams of one seed.
+
+    Args:
+        seed: any integer from 0 to 2**64 - 1.
+        streams: stream numbers, one per row.
+    """
+
+    seed: int
+    streams: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
+
+    def uniforms(self, start: int, count: int, draw: int = 0) -> NDArray[np.float32]:
+        """Uniform numbers in [0, 1) with 24 bits for samples start … start + count - 1, ``[B, count]``."""
+        sample = np.arange(start, start + count, dtype=np.uint64)
+        stream = np.array(self.streams, dtype=np.uint64)[:, None]
+        counter = (sample & _MASK, sample >> np.uint64(32), stream, np.full_like(stream, draw))
+        words = philox(counter, (self.seed & 0xFFFFFFFF, self.seed >> 32))[0]
+        return (words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a code is drawn from the logits.
+
+    Args:
+        temperature: divides the logits; 0 takes the most probable code.
+        top_k: keep only the k most probable codes (0: all).
+        top_p: keep the smallest set of codes with at least this probability (1: all).
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature must be at least 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"top_k must be at least 1 (or 0 for all codes), got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution that is drawn from, before normalisation where codes were dropped.
+
+        Args:
+            logits: ``[B, Q]``.
+
+        Returns:
+            Non-negative weights ``[B, Q]``; a row sums to 1, or less with top-k or top-p.
+        """
+        probabilities = torch.softmax(logits / self.temperature, dim=-1)
+        if 0 < self.top_k < logits.shape[-1]:
+            least = probabilities.topk(self.top_k).values[:, -1:]
+            probabilities = probabilities.where(probabilities >= least, 0.0)
+        if self.top_p < 1:
+            descending, order = probabilities.sort(dim=-1, descending=True, stable=True)
+            before = descending.cumsum(-1) - descending  # mass of the more probable codes
+            kept = descending.where(before < self.top_p * descending.sum(-1, keepdim=True), 0.0)
+            probabilities = torch.zeros_like(probabilities).scatter(-1, order, kept)
+        return probabilities
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """One code per row, by inverting the cumulative distribution.
+
+        Args:
+            logits: ``[B, Q]``.
+            uniform: numbers in [0, 1), ``[B, 1]``.
+
+        Returns:
+            Codes, int64 ``[B, 1]``.
+        """
+        if self.temperature == 0:
+            return logits.argmax(dim=-1, keepdim=True)
+        cumulative = self.probabilities(logits).cumsum(-1)
+        total = cumulative[:, -1:]
+        # The first code whose cumulative weight exceeds the target: never one of weight zero, for
+        # the target is kept below the total even if the product rounds up.
+        target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(cumulative, target, right=True)

@@ -1,0 +1,1 @@
+"""Looking at models and corpora: evaluation and, later, reports and benchmarks."""

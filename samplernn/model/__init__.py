@@ -1,0 +1,1 @@
+"""The network, quantizers, heads, baselines, checkpoints. Knows nothing of audio files."""

@@ -1,0 +1,235 @@
+"""Reading and writing trained models. Nothing is ever unpickled: a downloaded checkpoint cannot run code.
+
+Three forms hold the same `Checkpoint`:
+
+- a Lightning ``.ckpt`` written by training, read with ``weights_only=True``;
+- a run directory: its ``checkpoints/best.ckpt``, else ``checkpoints/last.ckpt``;
+- an exported directory: ``model.safetensors``, ``config.yaml``, ``README.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from samplernn import __version__
+from samplernn.config import Config, UserError, from_dict, to_dict
+from samplernn.model.baselines import PairCounts
+from samplernn.model.network import SampleRNN
+from samplernn.model.quantize import Quantizer
+
+ENTRY = "samplernn"
+"""Key of our own plain values inside a Lightning checkpoint."""
+FORMAT = 1
+_MODEL_PREFIX = "model."
+_COUNTS = "baselines.pair_counts"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and everything that belongs to its meaning."""
+
+    config: Config
+    """Of the run that trained it."""
+    weights: dict[str, Tensor]
+    """State dict of `SampleRNN`."""
+    gain: float
+    """The corpus gain: audio is multiplied by it before quantization."""
+    pair_counts: PairCounts
+    """Code pairs of the training split, ``[Q, Q]``: the baselines."""
+    split: dict[str, list[list[Any]]]
+    """Which audio was `train`, `validation` and `test` (an export leaves `train` out)."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """`step`, `validation_bits_per_sample` and other facts about the training."""
+    source: Path | None = None
+    """The file that it was read from."""
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer of the model's codes."""
+        return Quantizer(self.config.model.q_levels, self.config.model.quantization)
+
+    def build(self) -> SampleRNN:
+        """The network with its weights, in eval mode.
+
+        Raises:
+            UserError: the weights do not fit the configuration.
+        """
+        model = SampleRNN(self.config.model)
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise UserError(
+                f"{self.source}: weights do not fit the model that config describes: {first}"
+            ) from error
+        return model.eval()
+
+    def weights_hash(self) -> str:
+        """SHA-256 over names and values of the weights: the identity of the model, in any form."""
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            digest.update(name.encode())
+            digest.update(self.weights[name].detach().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def entry(self) -> dict[str, Any]:
+        """Everything but the weights, as plain values and tensors, for a Lightning checkpoint."""
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            "config": to_dict(self.config),
+            "gain": self.gain,
+            "pair_counts": torch.from_numpy(self.pair_counts),
+            "split": self.split,
+            "results": self.results,
+        }
+
+
+def find(path: str | Path) -> Path:
+    """The file that CHECKPOINT names: a ``.ckpt``, a run's best or last, or an export's weights.
+
+    Raises:
+        UserError: nothing there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint, run or exported directory")
+    candidates = [
+        path / name for name in ("model.safetensors", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
+    ]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"{path}: holds no model (looked for model.safetensors and checkpoints/best.ckpt, last.ckpt). "
+        "Give a .ckpt file, a run directory or an exported directory"
+    )
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read any of the three forms.
+
+    Raises:
+        UserError: missing, damaged, or not a samplernn checkpoint.
+    """
+    file = find(path)
+    if file.name.endswith(".safetensors"):
+        return _load_export(file)
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{file}: damaged, or not a checkpoint of samplernn") from error
+    if not isinstance(saved, dict) or ENTRY not in saved:
+        raise UserError(f"{file}: a checkpoint, but not one of samplernn")
+    weights = {
+        name.removeprefix(_MODEL_PREFIX): value
+        for name, value in saved["state_dict"].items()
+        if name.startswith(_MODEL_PREFIX)
+    }
+    return from_entry(saved[ENTRY], weights, file)
+
+
+def from_entry(entry: dict[str, Any], weights: dict[str, Tensor], source: Path) -> Checkpoint:
+    """Inverse of `Checkpoint.entry`.
+
+    Raises:
+        UserError: written by a newer samplernn.
+    """
+    if entry["format"] > FORMAT:
+        raise UserError(
+            f"{source}: written by samplernn {entry['version']}, which is newer; update samplernn"
+        )
+    return Checkpoint(
+        config=from_dict(Config, entry["config"]),
+        weights=weights,
+        gain=entry["gain"],
+        pair_counts=entry["pair_counts"].numpy().astype(np.int64),
+        split=entry["split"],
+        results=entry["results"],
+        source=source,
+    )
+
+
+def export(checkpoint: Checkpoint, folder: str | Path) -> Path:
+    """Write a model that explains itself: ``model.safetensors``, ``config.yaml``, ``README.md``.
+
+    Args:
+        checkpoint: any loaded checkpoint.
+        folder: made if absent.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder already holds files, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: not empty; choose another folder for the export")
+    entry = checkpoint.entry()
+    tensors = {name: value.detach().contiguous() for name, value in checkpoint.weights.items()}
+    tensors[_COUNTS] = entry.pop("pair_counts")
+    entry["split"] = {part: spans for part, spans in checkpoint.split.items() if part != "train"}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(entry, sort_keys=False, allow_unicode=True), "utf-8"
+        )
+        (folder / "README.md").write_text(_model_card(checkpoint, folder), "utf-8")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder}: cannot write the export: {error}") from error
+    return folder
+
+
+def _load_export(file: Path) -> Checkpoint:
+    sidecar = file.parent / "config.yaml"
+    try:
+        entry = yaml.safe_load(sidecar.read_text("utf-8"))
+        tensors = safetensors.torch.load_file(file)
+        entry["pair_counts"] = tensors.pop(_COUNTS)
+    except (OSError, yaml.YAMLError, safetensors.SafetensorError, KeyError, TypeError) as error:
+        raise UserError(f"{file.parent}: damaged export, or not one of samplernn ({error})") from error
+    return from_entry(entry, tensors, file)
+
+
+def _model_card(checkpoint: Checkpoint, folder: Path) -> str:
+    model, data, results = checkpoint.config.model, checkpoint.config.data, checkpoint.results
+    parameters = sum(value.numel() for value in checkpoint.weights.values())
+    facts = {
+        "tiers": f"{model.n_tiers}, frame sizes {list(model.frame_sizes)}",
+        "cell": f"{model.n_rnn} x {model.rnn}, {model.dim} units",
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "codes": f"{model.q_levels}, {model.quantization}",
+        "sample rate": f"{data.sample_rate} Hz",
+        "weights (SHA-256)": checkpoint.weights_hash()[:16],
+        **{name.replace("_", " "): value for name, value in results.items() if value is not None},
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return f"""# {folder.resolve().name}: a SampleRNN model
+
+Raw audio, one sample at a time (Mehri et al., ICLR 2017), trained with samplernn {__version__}.
+
+| what | value |
+| --- | --- |
+{rows}
+
+    samplernn generate {folder.resolve().name} --duration 10
+
+`model.safetensors` holds the weights and the code counts of the baselines, `config.yaml` every option
+of the training run and which files were held out. Bits per sample compare only at equal
+quantization, gain ({checkpoint.gain:.4f}) and split.
+"""

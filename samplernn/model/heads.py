@@ -1,0 +1,25 @@
+"""Output distributions: from the network's output to a likelihood."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional as F
+
+BITS_PER_NAT = 1 / math.log(2)
+
+
+def softmax_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood, in nats, summed over the real samples.
+
+    Args:
+        logits: ``[B, T, Q]``.
+        targets: codes, int64 ``[B, T]``.
+        mask: bool ``[B, T]``, True where the sample is real.
+
+    Returns:
+        A float32 scalar (exact zero, with a gradient, if nothing is real).
+    """
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return (nll * mask.flatten()).sum()

@@ -1,0 +1,287 @@
+"""The whole network: SampleRNN (Mehri et al., ICLR 2017, arXiv:1612.07837). Read from top to bottom.
+
+`SampleRNN` is the container. Audio enters as codes ``[B, T]`` (see `quantize.py`). The tiers run
+from the slowest clock to the fastest::
+
+    frame_sizes = (64, 16)                                 one step every
+      FrameLevelTier   64 samples -> RNN -> 4 vectors          64 samples
+      FrameLevelTier   16 samples + 1 of those -> RNN -> 16    16 samples
+      SampleLevelMLP   16 samples + 1 of those -> logits        1 sample
+
+Each frame-level tier reads the frame that ended where its step begins, so the prediction of a
+sample never sees that sample or a later one. Everything that outlives a call is in `State`,
+passed in and returned, never kept on a module.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samplernn.config import ModelConfig
+from samplernn.model.cells import RNN
+
+
+class State(NamedTuple):
+    """What the network remembers of the past, one row per stream; every tensor has the batch first."""
+
+    history: Tensor
+    """The last `lookback` codes, ``[B, lookback]``, oldest first."""
+    rnn: tuple[Tensor, ...]
+    """One per frame-level tier, slowest first, each ``[B, S, n_rnn, dim]`` (S: 1 for GRU, 2 for LSTM)."""
+
+    def detach(self) -> State:
+        """The same values, cut from the graph: the T of truncated backpropagation through time."""
+        return State(self.history.detach(), tuple(tier.detach() for tier in self.rnn))
+
+
+class SampleRNN(nn.Module):
+    """Distribution of every sample given all samples before it.
+
+    Args:
+        config: sizes and options.
+        first_layer: how the MLP's first layer is computed. ``table`` multiplies embedding and weights
+            once per call into a table and gathers; ``convolution`` is the textbook form. Equal
+            parameters, equal results; the second exists for tests and as a yardstick.
+
+    Example:
+        >>> model = SampleRNN(ModelConfig())
+        >>> x = torch.randint(256, (2, 128))                         # [B, T]
+        >>> logits, state = model(x, model.initial_state(2))         # [B, T, Q]
+        >>> logits, state = model(x, state)                          # the next chunk of the same streams
+    """
+
+    def __init__(self, config: ModelConfig, first_layer: Literal["table", "convolution"] = "table") -> None:
+        super().__init__()
+        self.config = config
+        self.q_zero = config.q_levels // 2
+        self.lookback = config.lookback
+        # A tier's `ratio` is how many steps of the next tier happen in one of its own.
+        clocks = (*config.frame_sizes, 1)
+        self.frame_level_tiers = nn.ModuleList(
+            FrameLevelTier(config, frame_size, ratio=frame_size // next_size)
+            for frame_size, next_size in itertools.pairwise(clocks)
+        )
+        self.sample_level_mlp = SampleLevelMLP(config, first_layer)
+
+    def initial_state(self, batch_size: int) -> State:
+        """State at the start of a segment: silence behind, h0 (learned or zero) in every RNN layer."""
+        device = self.sample_level_mlp.embedding.weight.device
+        history = torch.full((batch_size, self.lookback), self.q_zero, device=device)  # [B, lookback]
+        return State(history, tuple(tier.rnn.initial_state(batch_size) for tier in self.tiers()))
+
+    def reset(self, state: State, rows: Tensor) -> State:
+        """`state` with the given rows (bool ``[B]``) back at the start of a segment.
+
+        The initial state always takes part through ``torch.where``, so that a learned h0 has a
+        gradient (possibly zero) in every step; DistributedDataParallel needs that.
+        """
+        fresh = self.initial_state(len(rows))
+        history = torch.where(rows[:, None], fresh.history, state.history)
+        rnn = (
+            torch.where(rows[:, None, None, None], new, old)
+            for new, old in zip(fresh.rnn, state.rnn, strict=True)
+        )
+        return State(history, tuple(rnn))
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Predict every sample of a chunk (teacher forcing).
+
+        Args:
+            x: codes, int64 ``[B, T]``, T a multiple of the largest frame.
+            state: `initial_state`, or what the previous chunk returned.
+
+        Returns:
+            Logits ``[B, T, Q]``, where ``logits[:, t]`` is the distribution of ``x[:, t]`` given everything
+            before it, and the state after the chunk.
+
+        Raises:
+            ValueError: T is not a multiple of the largest frame.
+        """
+        if x.shape[1] % self.lookback:
+            raise ValueError(f"chunk of {x.shape[1]} samples: not a multiple of {self.lookback}")
+        past_and_x = torch.cat([state.history, x], dim=1)  # [B, lookback + T]
+        conditioning: Tensor | None = None
+        rnn = []
+        for tier, tier_state in zip(self.tiers(), state.rnn, strict=True):
+            frames = self.frames(past_and_x, tier.frame_size)  # [B, T/frame, frame]
+            conditioning, tier_state = tier(frames, conditioning, tier_state)  # [B, T/frame·ratio, D]
+            rnn.append(tier_state)
+        fastest = self.config.frame_sizes[-1]
+        logits = self.sample_level_mlp(past_and_x[:, self.lookback - fastest : -1], conditioning)
+        return logits, State(past_and_x[:, -self.lookback :], tuple(rnn))
+
+    def frames(self, past_and_x: Tensor, frame_size: int) -> Tensor:
+        """The frames that a tier reads: each ends where the samples it conditions begin.
+
+        Args:
+            past_and_x: codes ``[B, lookback + T]``.
+            frame_size: samples per frame.
+
+        Returns:
+            Amplitudes in [-2, 2), ``[B, T/frame_size, frame_size]``.
+        """
+        codes = past_and_x[:, self.lookback - frame_size : -frame_size]
+        dtype = self.sample_level_mlp.embedding.weight.dtype
+        amplitude = (codes - self.q_zero).to(dtype) * (4 / self.config.q_levels)
+        return amplitude.unflatten(1, (-1, frame_size))
+
+    def tiers(self) -> list[FrameLevelTier]:
+        """The frame-level tiers, slowest first."""
+        return list(self.frame_level_tiers)  # type: ignore[arg-type]
+
+    def folded(self) -> SampleRNN:
+        """A copy for inference, with every weight norm multiplied out; the same function."""
+        model = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.fold()
+        return model
+
+
+class FrameLevelTier(nn.Module):
+    """One recurrent tier: frames in, conditioning for the tier below out.
+
+    Args:
+        config: sizes and options.
+        frame_size: samples per frame.
+        ratio: conditioning vectors per frame.
+    """
+
+    def __init__(self, config: ModelConfig, frame_size: int, ratio: int) -> None:
+        super().__init__()
+        self.frame_size, self.ratio = frame_size, ratio
+        self.input_projection = Linear(frame_size, config.dim, config.weight_norm)
+        self.rnn = RNN(config)
+        # Learned upsampling: each of the `ratio` positions has its own weights and bias.
+        self.upsampling = Linear(config.dim, ratio * config.dim, config.weight_norm)
+
+    def forward(
+        self, frames: Tensor, upper_tier_conditioning: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            frames: ``[B, F, frame_size]``.
+            upper_tier_conditioning: ``[B, F, D]``, None in the slowest tier.
+            state: RNN state ``[B, S, n_rnn, D]``.
+
+        Returns:
+            Conditioning ``[B, F·ratio, D]`` and the RNN state after the last frame.
+        """
+        x = self.input_projection(frames)  # [B, F, D]
+        if upper_tier_conditioning is not None:
+            x = x + upper_tier_conditioning
+        hidden, state = self.rnn(x, state)  # [B, F, D]
+        return self.upsampling(hidden).unflatten(2, (self.ratio, -1)).flatten(1, 2), state
+
+
+class SampleLevelMLP(nn.Module):
+    """Tier 1: from the last few samples and the conditioning to the logits of the next sample.
+
+    The first layer sees `frame_sizes[-1]` embedded samples side by side. Its product with the
+    embedding is a table ``[frame, q, dim]`` of what code q at position j adds to each hidden unit;
+    the layer is then a gather and a sum, which is exact and far cheaper.
+    """
+
+    def __init__(self, config: ModelConfig, first_layer: Literal["table", "convolution"]) -> None:
+        super().__init__()
+        self.frame_size = config.frame_sizes[-1]
+        self.first_layer = first_layer
+        self.embedding = nn.Embedding(config.q_levels, config.embedding_dim)
+        self.input = Linear(
+            self.frame_size * config.embedding_dim, config.dim, config.weight_norm, bias=False
+        )
+        self.hidden = Linear(config.dim, config.dim, config.weight_norm)
+        self.output = Linear(config.dim, config.q_levels, config.weight_norm, init="lecun")
+
+    def forward(self, codes: Tensor, conditioning: Tensor) -> Tensor:
+        """
+        Args:
+            codes: the samples before and up to each predicted one, int64 ``[B, frame_size - 1 + T]``.
+            conditioning: ``[B, T, D]``.
+
+        Returns:
+            Logits ``[B, T, Q]``.
+        """
+        windows = codes.unfold(1, self.frame_size, 1)  # [B, T, frame]
+        if self.first_layer == "convolution":
+            first = self.input(self.embedding(windows).flatten(2))  # [B, T, D]
+        else:
+            first = gather_and_add(self.table(), windows)  # [B, T, D]
+        return self.logits(first, conditioning)
+
+    def table(self) -> Tensor:
+        """Embedding times first layer, ``[frame, q, dim]``."""
+        weight = self.input.effective_weight().unflatten(1, (self.frame_size, -1))  # [D, frame, E]
+        return torch.einsum("dfe,qe->fqd", weight, self.embedding.weight)
+
+    def logits(self, first: Tensor, conditioning: Tensor) -> Tensor:
+        """The rest of the MLP, after the first layer's sums ``[B, T, D]``."""
+        x = F.relu(first + conditioning)
+        x = F.relu(self.hidden(x))
+        return self.output(x)
+
+
+def gather_and_add(table: Tensor, windows: Tensor) -> Tensor:
+    """Sum over j of ``table[j, windows[..., j]]``.
+
+    Args:
+        table: ``[frame, q, D]``.
+        windows: codes, int64 ``[B, T, frame]``.
+
+    Returns:
+        ``[B, T, D]``.
+    """
+    frame_size, q_levels, _ = table.shape
+    rows = windows + torch.arange(frame_size, device=windows.device) * q_levels  # row j·q + code
+    sums = F.embedding_bag(rows.flatten(0, 1), table.flatten(0, 1), mode="sum")  # [B·T, D]
+    return sums.unflatten(0, windows.shape[:2])
+
+
+class Linear(nn.Module):
+    """Affine layer with optional weight normalisation ``g · v / |v|`` per output unit.
+
+    g starts at |v|, so that weight norm leaves the initial function unchanged
+    (Salimans & Kingma, 2016, arXiv:1602.07868).
+
+    Args:
+        in_features: size of the input.
+        out_features: size of the output.
+        weight_norm: learn length and direction of each weight vector apart.
+        bias: add a bias, zero at first.
+        init: ``he`` before a ReLU and for projections, ``lecun`` before a softmax (both uniform).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        weight_norm: bool,
+        bias: bool = True,
+        init: Literal["he", "lecun"] = "he",
+    ) -> None:
+        super().__init__()
+        bound = math.sqrt((6 if init == "he" else 3) / in_features)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.g = nn.Parameter(self.weight.detach().norm(dim=1)) if weight_norm else None
+
+    def effective_weight(self) -> Tensor:
+        """The matrix that multiplies the input, ``[out, in]``."""
+        if self.g is None:
+            return self.weight
+        return self.weight * (self.g / self.weight.norm(dim=1))[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.effective_weight(), self.bias)
+
+    def fold(self) -> None:
+        """Multiply the weight norm out, in place."""
+        self.weight = nn.Parameter(self.effective_weight().detach(), requires_grad=False)
+        self.g = None

@@ -1,0 +1,81 @@
+"""Quantizers: amplitudes in [-1, 1] to codes 0 … q-1 and back.
+
+All three share one uniform quantizer with silence in the middle of its own step::
+
+    encode: k = clip(floor(y·q/2 + 1/2) + q//2, 0, q-1)        decode: y = (k - q//2) / (q/2)
+
+and differ in the companding y = c(x) before it: identity, mu-law (mu = q - 1) or A-law (A = 87.6)
+(ITU-T G.711 gives the curves). Then ``encode(decode(k)) == k`` for every k, silence is code
+``q_zero = q // 2`` and the error is at most half a step in the companded domain, except above the
+topmost code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+INT16_SCALE = 32768.0
+_A = 87.6
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Maps amplitude to code and back.
+
+    Args:
+        q_levels: number of codes.
+        quantization: ``linear``, ``mu-law`` or ``a-law``.
+    """
+
+    q_levels: int = 256
+    quantization: Literal["linear", "mu-law", "a-law"] = "linear"
+
+    @property
+    def q_zero(self) -> int:
+        """The code of silence."""
+        return self.q_levels // 2
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Amplitudes (any shape; beyond ±1 saturates) to codes, int64 of the same shape."""
+        y = self._compress(x.double().clamp(-1, 1))
+        return ((y * (self.q_levels / 2) + 0.5).floor().long() + self.q_zero).clamp(0, self.q_levels - 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes to amplitudes in [-1, 1], float64 of the same shape."""
+        return self._expand((codes.double() - self.q_zero) / (self.q_levels / 2))
+
+    def int16_to_code(self, gain: float) -> Tensor:
+        """Lookup table from int16 audio to codes, int64 ``[65536]``, indexed by ``sample + 32768``.
+
+        Args:
+            gain: the corpus gain, applied before quantization.
+        """
+        return self.encode(torch.arange(-32768, 32768) * (gain / INT16_SCALE))
+
+    def code_to_int16(self, gain: float) -> Tensor:
+        """Lookup table from codes to int16 audio with the gain undone, int16 ``[q_levels]``."""
+        amplitude = self.decode(torch.arange(self.q_levels)) * (INT16_SCALE / gain)
+        return amplitude.round().clamp(-32768, 32767).to(torch.int16)
+
+    def _compress(self, x: Tensor) -> Tensor:
+        if self.quantization == "linear":
+            return x
+        if self.quantization == "mu-law":
+            mu = self.q_levels - 1
+            return x.sign() * torch.log1p(mu * x.abs()) / math.log1p(mu)
+        a = _A * x.abs()
+        return x.sign() * torch.where(a < 1, a, 1 + a.clamp(min=1).log()) / (1 + math.log(_A))
+
+    def _expand(self, y: Tensor) -> Tensor:
+        if self.quantization == "linear":
+            return y
+        if self.quantization == "mu-law":
+            mu = self.q_levels - 1
+            return y.sign() * torch.expm1(y.abs() * math.log1p(mu)) / mu
+        scaled = y.abs() * (1 + math.log(_A))
+        return y.sign() * torch.where(scaled < 1, scaled, (scaled - 1).clamp(min=0).exp()) / _A

@@ -1,0 +1,90 @@
+"""Pictures of audio and of curves. Figures are drawn without a display and returned as files or arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+_MELS = 96
+_FLOOR_DB = -80.0
+
+
+def mel_spectrogram(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.float32]:
+    """Mel power spectrogram in dB relative to full scale, at least -80.
+
+    Args:
+        audio: int16 ``[T]``.
+        sample_rate: Hz.
+
+    Returns:
+        ``[96, frames]``, lowest band first, one frame every 10 ms.
+    """
+    from torchaudio.transforms import MelSpectrogram
+
+    window = 2 ** round(np.log2(sample_rate * 0.064))
+    transform = MelSpectrogram(
+        sample_rate, n_fft=window, hop_length=max(1, sample_rate // 100), n_mels=_MELS, f_min=30.0
+    )
+    power = transform(torch.from_numpy(audio.astype(np.float32) / 32768)) / (window / 4) ** 2
+    return (10 * power.clamp(min=10 ** (_FLOOR_DB / 10)).log10()).numpy()
+
+
+def spectrograms(clips: Mapping[str, NDArray[np.int16]], sample_rate: int) -> Figure:
+    """One mel spectrogram per clip below each other, on one scale.
+
+    Args:
+        clips: title and int16 ``[T]`` of each.
+        sample_rate: Hz.
+    """
+    figure = Figure(figsize=(9, 0.4 + 1.7 * len(clips)), layout="constrained")
+    axes = figure.subplots(len(clips), squeeze=False, sharex=True)[:, 0]
+    longest = max(len(audio) for audio in clips.values()) / sample_rate
+    for axis, (title, audio) in zip(axes, clips.items(), strict=True):
+        axis.imshow(
+            mel_spectrogram(audio, sample_rate),
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=_FLOOR_DB,
+            vmax=0,
+            extent=(0, len(audio) / sample_rate, 0, _MELS),
+        )
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set_yticks(*_mel_ticks(sample_rate))
+        axis.set_ylabel("Hz", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.set_xlim(0, longest)
+    axes[-1].set_xlabel("seconds", fontsize=8)
+    bar = figure.colorbar(axes[0].images[0], ax=list(axes), pad=0.01)
+    bar.set_label("dB", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG file."""
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as an image, uint8 ``[height, width, 3]``."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _mel_ticks(sample_rate: int) -> tuple[Sequence[float], Sequence[str]]:
+    """Positions (in bands) and labels of round frequencies on a mel axis."""
+
+    def mel(hertz: float) -> float:
+        return 2595 * np.log10(1 + hertz / 700)
+
+    low, high = mel(30.0), mel(sample_rate / 2)
+    shown = [hertz for hertz in (100, 500, 1000, 2000, 4000, 8000, 16000) if hertz <= sample_rate / 2]
+    return [_MELS * (mel(hertz) - low) / (high - low) for hertz in shown], [str(hertz) for hertz in shown]

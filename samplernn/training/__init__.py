@@ -1,0 +1,1 @@
+"""Training under PyTorch Lightning. Only this room knows Lightning."""

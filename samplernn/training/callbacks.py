@@ -1,0 +1,300 @@
+"""What happens around the steps: stopping, saving, metrics, samples."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+
+from samplernn import plots
+from samplernn.audio.io import WavSink
+from samplernn.config import Config
+from samplernn.generation.sampling import Sampling
+from samplernn.generation.stream import BLOCK_SECONDS, Generator, Request
+from samplernn.model.checkpoint import Checkpoint
+from samplernn.training.loggers import MetricsFile
+from samplernn.training.module import TrainingModule
+
+SAMPLING_SHARE = 0.1
+"""Largest share of a run's time that samples may take."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run after a completed step; everything is saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+class Stopping(pl.Callback):
+    """Ends the run at the planned step, epoch or time, or, saved, at the step after a signal.
+
+    A planned end goes through `trainer.should_stop`, which makes Lightning validate once more even
+    in the middle of an epoch. A signal is only noted by its handler; all processes learn of it in
+    the next step (`TrainingModule.stop_agreed`), save together and leave. A second SIGINT stops at
+    once.
+
+    Args:
+        save: writes the last checkpoint; called on all processes.
+    """
+
+    def __init__(self, save: Callable[[pl.Trainer], None]) -> None:
+        self._save = save
+        self._signal = signal.SIGTERM
+        self._handlers: dict[int, Any] = {}
+        self._module: TrainingModule | None = None
+        self.reason = "it no longer improves"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self._module = pl_module
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._note)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if pl_module.stop_agreed:
+            self._save(trainer)
+            raise Interrupted(self._signal)
+        config = pl_module.config.trainer
+        last_of_epoch = batch_idx + 1 >= trainer.num_training_batches
+        reached = {
+            "max_steps": 0 < config.max_steps <= trainer.global_step,
+            "max_epochs": last_of_epoch and 0 < config.max_epochs <= trainer.current_epoch + 1,
+            # One process's clock decides for all, or they would stop at different steps.
+            "max_time": trainer.strategy.broadcast(pl_module.clock.seconds >= config.max_seconds)
+            if config.max_time
+            else False,
+        }
+        for limit, is_reached in reached.items():
+            if is_reached:
+                self.reason = f"trainer.{limit} is reached"
+                trainer.should_stop = True
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        assert self._module is not None
+        if number == signal.SIGINT and self._module.stop_requested:
+            raise KeyboardInterrupt
+        self._signal = signal.Signals(number)
+        self._module.stop_requested = True
+
+
+class Checkpoints(pl.Callback):
+    """Keeps `best.ckpt` (lowest validation bits) and `last.ckpt` with the one before it.
+
+    A checkpoint appears whole or not at all: it is written beside its place, flushed to the disk
+    and renamed.
+
+    Args:
+        folder: of the checkpoints.
+        config: of the run.
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder = folder
+        self._every_steps = config.checkpoint.every_steps
+        self._every_seconds = config.checkpoint.every_minutes * 60
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        by_steps = self._every_steps > 0 and trainer.global_step % self._every_steps == 0
+        by_time = self._every_seconds > 0 and time.monotonic() - self._saved_at >= self._every_seconds
+        if by_steps or trainer.strategy.broadcast(by_time):
+            self.save_last(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if pl_module.validation_bits <= pl_module.best_bits:
+            self._write(trainer, "best.ckpt")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save_last(trainer)
+
+    def save_last(self, trainer: pl.Trainer) -> None:
+        """Write `last.ckpt`; all processes call it."""
+        self._write(trainer, "last.ckpt", keep="last-previous.ckpt")
+        self._saved_at = time.monotonic()
+
+    def _write(self, trainer: pl.Trainer, name: str, keep: str | None = None) -> None:
+        path, partial = self.folder / name, self.folder / f".{name}.partial"
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                path.replace(self.folder / keep)
+            partial.replace(path)
+        trainer.strategy.barrier()
+
+
+class Metrics(pl.Callback):
+    """Publishes training metrics at a fixed interval, and every validation, to all loggers."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+        self._since = time.monotonic()
+        self._paused_at: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.rewind(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.global_step % pl_module.config.trainer.log_every_n_steps and not trainer.should_stop:
+            return
+        count = pl_module.read_train_bits()
+        seconds = time.monotonic() - self._since
+        self._since = time.monotonic()
+        metrics = {
+            "train/bits_per_sample": count.bits_per_sample,
+            "train/samples_per_s": count.num_samples * trainer.world_size / max(seconds, 1e-9),
+            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        if count.num_samples:
+            self._publish(trainer, metrics)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._paused_at = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self._publish(
+            trainer,
+            {
+                "validation/bits_per_sample": pl_module.validation_bits,
+                "validation/best_bits_per_sample": pl_module.best_bits,
+            },
+        )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._paused_at is not None:  # the time of validation and samples is not training time
+            self._since += time.monotonic() - self._paused_at
+            self._paused_at = None
+
+    def _publish(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        self.latest.update(metrics)
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": trainer.current_epoch, **metrics}, step=trainer.global_step)
+
+
+class Samples(pl.Callback):
+    """Generates audio at each validation: WAV files, a JSON beside each, a picture, the dashboard.
+
+    The streams have fixed seeds, so that from one validation to the next only the model changes.
+    They are shortened, or skipped, where they would take more than a tenth of the run's time; the
+    last ones, at the end of the run, are always whole.
+
+    Args:
+        folder: of the samples.
+        config: of the run.
+        facts: everything about the model but its weights.
+        reference: held-out audio, int16, shown beside the samples; logged once.
+    """
+
+    def __init__(self, folder: Path, config: Config, facts: Checkpoint, reference: NDArray[np.int16]) -> None:
+        self.folder, self.config, self.facts, self.reference = folder, config.samples, facts, reference
+        self.sample_rate = config.data.sample_rate
+        self._spent = 0.0
+        self._samples_per_s = math.inf
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if self.config.num == 0 or not trainer.is_global_zero:
+            return
+        started = time.monotonic()
+        budget = SAMPLING_SHARE * pl_module.clock.seconds - self._spent
+        num_samples = round(self.config.duration * self.sample_rate)
+        if not trainer.should_stop:
+            num_samples = int(min(num_samples, budget * self._samples_per_s))
+        if num_samples >= BLOCK_SECONDS * self.sample_rate:
+            streams = self._generate(pl_module, num_samples)
+            self._store(trainer, streams, pl_module.validation_bits)
+            seconds = time.monotonic() - started
+            self._spent += seconds
+            self._samples_per_s = num_samples / seconds
+
+    def _generate(self, module: TrainingModule, num_samples: int) -> NDArray[np.int16]:
+        """``[num, T]``."""
+        weights = {name: value.detach() for name, value in module.model.state_dict().items()}
+        checkpoint = Checkpoint(
+            config=module.config,
+            weights=weights,
+            gain=self.facts.gain,
+            pair_counts=self.facts.pair_counts,
+            split=self.facts.split,
+        )
+        request = Request(
+            num_samples,
+            streams=tuple(range(self.config.num)),
+            seed=self.config.seed,
+            sampling=Sampling(self.config.temperature),
+        )
+        return np.concatenate(list(Generator(checkpoint).stream(request)), axis=1)
+
+    def _store(self, trainer: pl.Trainer, streams: NDArray[np.int16], bits: float) -> None:
+        step = trainer.global_step
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clips = {}
+        for number, audio in enumerate(streams):
+            stem = self.folder / f"step-{step:07d}-{number}"
+            with WavSink(stem.with_suffix(".wav"), self.sample_rate) as sink:
+                sink.write(audio)
+            facts = {
+                "step": step,
+                "validation_bits_per_sample": bits,
+                "temperature": self.config.temperature,
+                "seed": self.config.seed,
+                "stream": number,
+            }
+            stem.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+            clips[f"generated after {step} steps, {bits:.3f} bits: stream {number}"] = audio
+        figure = plots.spectrograms(
+            {**clips, "held-out recording": self.reference[: streams.shape[1]]}, self.sample_rate
+        )
+        plots.save(figure, self.folder / f"step-{step:07d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                self._show(logger, streams, plots.pixels(figure), step)
+
+    def _show(
+        self, logger: TensorBoardLogger, streams: NDArray[np.int16], picture: NDArray[np.uint8], step: int
+    ) -> None:
+        writer = logger.experiment
+        for number, audio in enumerate(streams):
+            writer.add_audio(f"samples/{number}", self._tensor(audio), step, self.sample_rate)
+        writer.add_image("samples/spectrograms", picture, step, dataformats="HWC")
+        if self._samples_per_s == math.inf:  # the first time
+            writer.add_audio("samples/recording", self._tensor(self.reference), step, self.sample_rate)
+
+    @staticmethod
+    def _tensor(audio: NDArray[np.int16]) -> torch.Tensor:
+        return torch.from_numpy(audio.astype(np.float32) / 32768)[None]

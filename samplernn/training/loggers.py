@@ -1,0 +1,87 @@
+"""metrics.csv: one row per step that logged anything, continued by a resumed run."""
+
+from __future__ import annotations
+
+import csv
+import io
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+Row = dict[str, Any]
+
+
+class MetricsFile(Logger):
+    """Appends to a CSV file (Lightning's own CSVLogger deletes an existing one).
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._columns = ["step"]
+        self._last: Row = {}
+        self._last_at = 0  # where the last row starts in the file, in bytes
+        if path.exists():
+            with path.open(newline="") as file:
+                self._columns = list(csv.DictReader(file).fieldnames or self._columns)
+
+    @property
+    def name(self) -> str:
+        """Of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """There is one per run."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Kept in config.yaml instead."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a row, or complete the row of the same step."""
+        same_step = self._last.get("step") == step
+        row = {**self._last, **metrics} if same_step else {"step": step, **metrics}
+        new_columns = [name for name in row if name not in self._columns]
+        if new_columns or not self.path.exists():
+            self._columns += new_columns
+            self._rewrite(keep=lambda old: not (same_step and int(old["step"]) == step))
+        elif same_step:
+            with self.path.open("r+") as file:
+                file.truncate(self._last_at)
+        self._last, self._last_at = row, self.path.stat().st_size
+        with self.path.open("a", newline="") as file:
+            file.write(self._line(row))
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: a resumed run will do it again."""
+        if self.path.exists():
+            self._rewrite(keep=lambda old: int(old["step"]) <= step)
+            self._last = {}
+
+    def _line(self, row: Row) -> str:
+        line = io.StringIO()
+        csv.DictWriter(line, self._columns).writerow(row)
+        return line.getvalue()
+
+    def _rewrite(self, keep: Callable[[Row], bool]) -> None:
+        """Write the file anew, with the present columns and the rows to keep."""
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="") as new:
+            csv.DictWriter(new, self._columns).writeheader()
+            if self.path.exists():
+                with self.path.open(newline="") as old:
+                    for row in csv.DictReader(old):
+                        if keep(row):
+                            new.write(self._line(row))
+        partial.replace(self.path)

@@ -1,0 +1,198 @@
+"""The LightningModule: truncated backpropagation through time as ordinary training steps.
+
+One chunk is one `training_step` under automatic optimisation, so clipping, accumulation, precision
+and schedulers work as everywhere. The network's state travels from step to step, detached, in
+`lane_state`; validation has its own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from samplernn.config import Config, to_dict
+from samplernn.model.checkpoint import ENTRY, Checkpoint
+from samplernn.model.network import SampleRNN, State
+from samplernn.training.scoring import Batch, BitCount, score_chunk
+
+_STATE = "lane_state"
+
+
+class TrainingModule(pl.LightningModule):
+    """SampleRNN with its loss, optimizer and the state of its lanes.
+
+    Args:
+        facts: what a checkpoint of this run says beside the weights: configuration, gain, baselines,
+            split. Its own weights are ignored.
+        planned_steps_per_epoch: chunks per epoch, to plan a schedule by epochs.
+    """
+
+    def __init__(self, facts: Checkpoint, planned_steps_per_epoch: int) -> None:
+        super().__init__()
+        self.facts = facts
+        self.config: Config = facts.config
+        self.model = SampleRNN(self.config.model)
+        self.planned_steps_per_epoch = planned_steps_per_epoch
+        self.clock = Clock()
+        self.lane_state: State | None = None
+        self.validation_bits = math.nan
+        """Bits per sample of the last validation."""
+        self.best_bits = math.inf
+        """Lowest of all validations."""
+        self.stop_requested = False
+        """This process was asked to stop (a signal)."""
+        self.stop_agreed = False
+        """Some process was asked to stop, and all processes know it."""
+        self.train_bits = BitCount()
+        self._validation_state: State | None = None
+        self._validation_bits = BitCount()
+        self._unread: list[tuple[Tensor, Tensor]] = []
+        self.int16_to_code: Tensor
+        self.register_buffer("int16_to_code", facts.quantizer.int16_to_code(facts.gain), persistent=False)
+
+    def on_train_start(self) -> None:
+        """Restored lanes follow the model to its device; the clock starts."""
+        if self.lane_state is not None:
+            history, rnn = self.lane_state
+            self.lane_state = State(history.to(self.device), tuple(tier.to(self.device) for tier in rnn))
+        self.clock.start()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss in nats per real sample of all processes, for one chunk ``[B, T]``."""
+        state = self.lane_state or self.model.initial_state(len(batch.reset))
+        nats, state = score_chunk(self.model, self.encode(batch), batch, state)
+        self.lane_state = state.detach()
+        real = batch.mask.sum()
+        everywhere = self._agree(real)
+        self._unread.append((nats.detach(), real))
+        # Lightning averages gradients over processes, so the sum of each counts world_size times.
+        return nats * (self.trainer.world_size / everywhere.clamp(min=1))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count the bits of one chunk of the walk over the validation files."""
+        state = self._validation_state
+        if state is None or batch_idx == 0:
+            state = self.model.initial_state(len(batch.reset))
+        nats, self._validation_state = score_chunk(self.model, self.encode(batch), batch, state)
+        self._validation_bits.add(nats.item(), int(batch.mask.sum()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Sum over processes and publish `validation/bits_per_sample`."""
+        count = self._validation_bits
+        totals = torch.tensor([count.nats, count.num_samples], dtype=torch.float64, device=self.device)
+        nats, num_samples = self._sum_over_processes(totals).tolist()
+        self._validation_bits, self._validation_state = BitCount(), None
+        self.validation_bits = BitCount(nats, int(num_samples)).bits_per_sample
+        self.best_bits = min(self.best_bits, self.validation_bits)
+        self.log("validation/bits_per_sample", self.validation_bits, logger=False)  # for EarlyStopping
+
+    def read_train_bits(self) -> BitCount:
+        """Bits of this process's lanes since the last call."""
+        count = BitCount()
+        for nats, real in self._unread:
+            count.add(nats.item(), int(real))
+        self._unread.clear()
+        return count
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Codes of a chunk, int64 ``[B, T]``."""
+        return self.int16_to_code[batch.audio.long() + 32768]
+
+    def progress(self) -> float | None:
+        """How far the run is towards its planned end, 0 to 1; None if it has no planned end."""
+        trainer = self.config.trainer
+        shares = []
+        if trainer.max_steps > 0:
+            shares.append(self.global_step / trainer.max_steps)
+        if trainer.max_epochs > 0:
+            steps = trainer.max_epochs * self.planned_steps_per_epoch / trainer.accumulate_grad_batches
+            shares.append(self.global_step / steps)
+        if trainer.max_time is not None:
+            shares.append(self.clock.seconds / trainer.max_seconds)
+        return min(1.0, max(shares)) if shares else None
+
+    def lr_factor(self, step: int) -> float:
+        """Learning rate at an optimizer step as a fraction of its peak: warm-up, then the schedule."""
+        optim = self.config.optim
+        warmup = min(1.0, (step + 1) / (optim.warmup_steps + 1))
+        progress = self.progress() if self._trainer is not None else None
+        if optim.schedule == "constant" or progress is None:
+            return warmup
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return warmup * (optim.final_lr + (1 - optim.final_lr) * cosine)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optim = self.config.optim
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what loads without Lightning (see `model.checkpoint`) and the state of all lanes."""
+        bits = self.validation_bits
+        results = {
+            "step": self.global_step,
+            "train_seconds": round(self.clock.seconds, 1),
+            "validation_bits_per_sample": None if math.isnan(bits) else bits,
+        }
+        checkpoint[ENTRY] = {**self.facts.entry(), "results": results}
+        checkpoint["hyper_parameters"] = to_dict(self.config)
+        checkpoint[_STATE] = {
+            "lanes": None if self.lane_state is None else self._gather(self.lane_state),
+            "seconds": self.clock.seconds,
+            "validation_bits": self.validation_bits,
+            "best_bits": self.best_bits,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back this process's rows of the lanes' state."""
+        saved = checkpoint[_STATE]
+        self.clock.seconds_before = saved["seconds"]
+        self.validation_bits, self.best_bits = saved["validation_bits"], saved["best_bits"]
+        lanes = saved["lanes"]
+        if lanes is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            history, *rnn = (whole.chunk(world_size)[rank] for whole in lanes)
+            self.lane_state = State(history, tuple(rnn))
+
+    def _agree(self, real: Tensor) -> Tensor:
+        """Sum the real samples of all processes; in the same message, learn whether one must stop."""
+        totals = self._sum_over_processes(torch.stack([real, real.new_tensor(self.stop_requested)]))
+        self.stop_agreed = self.stop_requested if self.trainer.world_size == 1 else bool(totals[1] > 0)
+        return totals[0]
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")
+
+    def _gather(self, state: State) -> list[Tensor]:
+        """The rows of all processes, in lane order, on the CPU."""
+        mine = [state.history, *state.rnn]
+        if self.trainer.world_size > 1:
+            mine = [cast(Tensor, self.all_gather(tensor)).flatten(0, 1) for tensor in mine]
+        return [tensor.cpu() for tensor in mine]
+
+
+class Clock:
+    """Seconds spent training, over all sessions of a run."""
+
+    def __init__(self) -> None:
+        self.seconds_before = 0.0
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """A session begins."""
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Total so far."""
+        running = 0.0 if self._started is None else time.monotonic() - self._started
+        return self.seconds_before + running

@@ -1,0 +1,109 @@
+"""The progress display: bits now and best, samples per second, time left; on standard error."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from samplernn.training.callbacks import Metrics
+from samplernn.training.module import TrainingModule
+
+_PLAIN_INTERVAL = 10.0
+"""Seconds between lines where standard error is not a terminal."""
+
+
+class ProgressDisplay(pl.Callback):
+    """A live bar on a terminal, otherwise a line every ten seconds; a line for each validation.
+
+    Args:
+        metrics: where the numbers come from.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._console = Console(file=sys.stderr, highlight=False)
+        self._bar: Progress | None = None
+        self._printed_at = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self._console.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.description}"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.add_task("starting", total=1.0)
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if not trainer.is_global_zero:
+            return
+        due = time.monotonic() - self._printed_at >= (0.2 if self._bar else _PLAIN_INTERVAL)
+        if not due or not self._metrics.latest:
+            return
+        self._printed_at = time.monotonic()
+        text, progress = self._describe(trainer, pl_module), pl_module.progress()
+        if self._bar is None:
+            self._console.print(text, soft_wrap=True)
+        else:
+            total = None if progress is None else 1.0
+            self._bar.update(self._bar.task_ids[0], description=text, completed=progress or 0.0, total=total)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=f"step {trainer.global_step}: validating …")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.is_global_zero:
+            bits = pl_module.validation_bits
+            best = "  (best so far)" if bits <= pl_module.best_bits else f"  (best {pl_module.best_bits:.3f})"
+            minutes = pl_module.clock.seconds / 60
+            self._console.print(
+                f"step {trainer.global_step:>7}  {minutes:6.1f} min  validation {bits:.3f} bits{best}",
+                soft_wrap=True,
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _describe(self, trainer: pl.Trainer, module: TrainingModule) -> str:
+        latest = self._metrics.latest
+        now = latest.get("train/bits_per_sample", math.nan)
+        best = "" if math.isinf(module.best_bits) else f", best {module.best_bits:.3f}"
+        progress = module.progress()
+        left = ""
+        if progress:
+            left = f"  {_clock(module.clock.seconds * (1 - progress) / progress)} left"
+        return (
+            f"step {trainer.global_step}  {now:.3f} bits now{best}  "
+            f"{latest.get('train/samples_per_s', 0):,.0f} samples/s  {_clock(module.clock.seconds)}{left}"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

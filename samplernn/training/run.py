@@ -1,0 +1,299 @@
+"""A whole training run: its folder, its start or resumption, its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from numpy.typing import NDArray
+
+from samplernn.audio.corpus import Corpus, Split, locate, prepare, split
+from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, to_dict
+from samplernn.model.baselines import BaselineBits, baseline_bits, verdict
+from samplernn.model.checkpoint import Checkpoint
+from samplernn.model.quantize import Quantizer
+from samplernn.training.callbacks import Checkpoints, Metrics, Samples, Stopping
+from samplernn.training.data import CorpusModule
+from samplernn.training.loggers import MetricsFile
+from samplernn.training.module import TrainingModule
+from samplernn.training.progress import ProgressDisplay
+from samplernn.training.scoring import Spans, at_most, pair_counts
+
+RUNS = Path("runs")
+"""Where runs live, under the current directory."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says: folder of the audio, gain, split, state."""
+        return json.loads((self.path / "run.json").read_text("utf-8"))
+
+    def write_facts(self, **changes: Any) -> None:
+        """Change entries of `run.json`, whole or not at all."""
+        file = self.path / "run.json"
+        facts = {**(self.facts if file.exists() else {}), **changes}
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        partial.replace(file)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    reason: str
+    """Why."""
+    bits_per_sample: float
+    """Best on validation."""
+    baselines: BaselineBits
+    """On the same samples."""
+    verdict: str
+
+
+def start(folder: str | Path, config: Config | None = None, name: str | None = None) -> Outcome:
+    """Train on a folder of audio from the beginning.
+
+    Args:
+        folder: of the audio.
+        config: every option; None: the defaults, which are the preset `small`.
+        name: of the run, a folder below ``runs/``. Default: the audio folder's name, numbered.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        UserError: the name is taken, the folder cannot be trained on, …
+        Interrupted: a signal stopped it; it is saved.
+    """
+    config = config or Config()
+    run = RunFolder(RUNS / (name or free_name(Path(folder))))
+    if (run.path / "config.yaml").exists():
+        raise UserError(f"{run.path}: this run exists. Continue it with --resume, or choose another --name")
+    corpus = prepare(folder, config.data.sample_rate, config.data.cache_dir)
+    parts = split(corpus, config.data.split_seed)
+    try:
+        (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run.path / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
+    except OSError as error:
+        raise UserError(f"{run.path}: cannot write the run there: {error.strerror}") from error
+    run.write_facts(
+        folder=str(Path(folder).resolve()), gain=corpus.gain, split=parts.to_dict(), state="running"
+    )
+    return _train(run, config, corpus, parts)
+
+
+def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None = None) -> Outcome | None:
+    """Continue a run with its own configuration.
+
+    Args:
+        name: of the run; None: the newest.
+        changes: options to change, nested as in `config.to_dict`; `model` and `data` stay.
+        folder: where the audio is now; None: where it was.
+
+    Returns:
+        How it ended; None if it had already finished.
+
+    Raises:
+        UserError: no such run, or an option that cannot change.
+        Interrupted: a signal stopped it; it is saved.
+    """
+    run = RunFolder(RUNS / name if name else newest())
+    if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
+        raise UserError(f"{run.path}: no such run; there are: {', '.join(names()) or 'none'}")
+    saved = yaml.safe_load((run.path / "config.yaml").read_text("utf-8"))
+    config: Config = from_dict(Config, merged(saved, changes))
+    old: Config = from_dict(Config, saved)
+    if config.model != old.model or config.data != replace(old.data, cache_dir=config.data.cache_dir):
+        raise UserError(f"{run.path}: model.* and data.* of a run cannot change; train a new one instead")
+    facts = run.facts
+    if facts["state"] == "finished" and config == old:
+        return None
+    (run.path / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
+    corpus = prepare(folder or facts["folder"], config.data.sample_rate, config.data.cache_dir)
+    corpus = replace(corpus, gain=facts["gain"])
+    run.write_facts(state="running")
+    return _train(run, config, corpus, Split.from_dict(facts["split"]))
+
+
+def newest() -> Path:
+    """The run that was written to last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(names(), key=lambda name: _last_written(RUNS / name))
+    if not found:
+        raise UserError(f"no runs below {RUNS.resolve()}: nothing to resume")
+    return RUNS / found[-1]
+
+
+def names() -> list[str]:
+    """All runs below the current directory."""
+    return sorted(path.parent.name for path in RUNS.glob("*/run.json"))
+
+
+def _last_written(run: Path) -> float:
+    return max(path.stat().st_mtime for path in (run / "run.json", *run.glob("checkpoints/*.ckpt")))
+
+
+def free_name(folder: Path) -> str:
+    """A name for a new run: the folder's own, numbered if it is taken."""
+    stem = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-.") or "run"
+    taken = {path.name for path in RUNS.glob("*")}
+    number = 1
+    while (name := stem if number == 1 else f"{stem}-{number}") in taken:
+        number += 1
+    return name
+
+
+def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outcome:
+    """Fit, from the last checkpoint if there is one, and judge the result."""
+    _quiet()
+    pl.seed_everything(config.seed_everything, verbose=False)
+    quantizer = Quantizer(config.model.q_levels, config.model.quantization)
+    codes = quantizer.int16_to_code(corpus.gain).numpy()
+    facts = Checkpoint(
+        config=config,
+        weights={},
+        gain=corpus.gain,
+        pair_counts=pair_counts(corpus, locate(corpus, parts.train), codes, config.model.q_levels),
+        split=parts.to_dict(),
+    )
+    held_out = at_most(
+        locate(corpus, parts.validation), round(config.data.validation_duration * corpus.sample_rate)
+    )
+    baselines = baseline_bits(facts.pair_counts, pair_counts(corpus, held_out, codes, config.model.q_levels))
+    module = TrainingModule(facts, planned_steps_per_epoch=1)
+    data = CorpusModule(config, corpus, parts, module.model)
+    module.planned_steps_per_epoch = len(data.train_dataloader())
+    _announce(run, config, corpus, module, baselines)
+    checkpoints = Checkpoints(run.path / "checkpoints", config)
+    stopping = Stopping(checkpoints.save_last)
+    metrics = Metrics()
+    recording = _beginning(corpus, held_out, round(config.samples.duration * corpus.sample_rate))
+    samples = Samples(run.path / "samples", config, facts, recording)
+    callbacks: list[pl.Callback] = [metrics, checkpoints, samples, stopping]
+    if config.trainer.enable_progress_bar:
+        callbacks.append(ProgressDisplay(metrics))
+    trainer = _trainer(run, config, callbacks)
+    resume_from = run.last if run.last.exists() else None
+    try:
+        trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+    except BaseException:
+        run.write_facts(state="interrupted")
+        raise
+    run.write_facts(state="finished", reason=stopping.reason, step=trainer.global_step)
+    return Outcome(
+        folder=run.path,
+        step=trainer.global_step,
+        reason=stopping.reason,
+        bits_per_sample=module.best_bits,
+        baselines=baselines,
+        verdict=verdict(module.best_bits, baselines),
+    )
+
+
+def _trainer(run: RunFolder, config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """A Trainer with our callbacks; `Stopping` alone decides when it ends."""
+    options = config.trainer
+    if config.optim.patience:
+        callbacks.append(EarlyStopping("validation/bits_per_sample", patience=config.optim.patience))
+    loggers: list[Logger] = [
+        TensorBoardLogger(run.path, name="", version="", default_hp_metric=False),
+        MetricsFile(run.path / "metrics.csv"),
+    ]
+    return pl.Trainer(
+        accelerator=options.accelerator,
+        devices=_devices(options),
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=options.precision,  # type: ignore[arg-type]
+        max_epochs=-1,
+        gradient_clip_val=options.gradient_clip_val,
+        gradient_clip_algorithm=options.gradient_clip_algorithm,
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        val_check_interval=options.val_check_interval * options.accumulate_grad_batches,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=run.path,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _devices(options: TrainerConfig) -> int | str:
+    """`auto` is one process on the CPU (Lightning's own default there, made explicit), all GPUs elsewhere."""
+    on_cpu = options.accelerator == "cpu" or not torch.cuda.is_available()
+    return 1 if options.devices == "auto" and on_cpu else options.devices
+
+
+def _beginning(corpus: Corpus, spans: Spans, num_samples: int) -> NDArray[np.int16]:
+    """The first samples of the first span."""
+    file, start, stop = spans[0]
+    return corpus.read(file, start, min(stop, start + num_samples))
+
+
+def _announce(
+    run: RunFolder, config: Config, corpus: Corpus, module: TrainingModule, baselines: BaselineBits
+) -> None:
+    """Say what is about to happen."""
+    millions = sum(parameter.numel() for parameter in module.model.parameters()) / 1e6
+    parts = Split.from_dict(module.facts.split)
+    minutes = {
+        part: sum(span.stop - span.start for span in getattr(parts, part)) / corpus.sample_rate / 60
+        for part in ("train", "validation", "test")
+    }
+    say(f"{corpus.folder}: {len(corpus.files)} files, {corpus.duration / 60:.1f} minutes usable")
+    say("split: " + ", ".join(f"{part} {length:.1f} min" for part, length in minutes.items()))
+    say(
+        f"model: {config.model.n_tiers} tiers, {millions:.2f} M parameters; {module.planned_steps_per_epoch} "
+        f"steps of {config.data.batch_size} x {config.data.tbptt_len} samples per epoch"
+    )
+    say(
+        f"baselines in bits per sample: uniform {baselines.uniform:.3f}, unigram {baselines.unigram:.3f}, "
+        f"previous sample {baselines.previous_sample:.3f}"
+    )
+    say(f"run: {run.path}   (tensorboard --logdir {run.path.parent})")
+
+
+def say(message: str) -> None:
+    """A message to the user, on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _quiet() -> None:
+    """Silence Lightning's notes that do not concern our user."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

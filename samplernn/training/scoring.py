@@ -1,0 +1,130 @@
+"""The walk that scores a model on audio: whole files, state carried from chunk to chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samplernn.audio.corpus import AudioFile, Corpus
+from samplernn.audio.lanes import Chunk, Lanes, Segment
+from samplernn.model.baselines import PairCounts, count_pairs
+from samplernn.model.heads import BITS_PER_NAT, softmax_nll
+from samplernn.model.network import SampleRNN, State
+
+Spans = Sequence[tuple[AudioFile, int, int]]
+"""Stretches of files: (file, start, stop) in samples."""
+_CHUNK = 8192
+_COUNT_BLOCK = 1 << 22
+
+
+class Batch(NamedTuple):
+    """A `Chunk` as tensors."""
+
+    audio: Tensor
+    """int16 ``[B, T]``."""
+    mask: Tensor
+    """bool ``[B, T]``, True where the sample is real."""
+    reset: Tensor
+    """bool ``[B]``, True where a segment starts."""
+
+
+def to_batch(chunk: Chunk) -> Batch:
+    """Wrap the arrays of a chunk."""
+    return Batch(*(torch.from_numpy(array) for array in chunk))
+
+
+@dataclass
+class BitCount:
+    """Mean negative log-likelihood over real samples, in bits, of any number of chunks."""
+
+    nats: float = 0.0
+    num_samples: int = 0
+
+    def add(self, nats: float, num_samples: int) -> None:
+        """Count one chunk's sum of nats over its real samples."""
+        self.nats += nats
+        self.num_samples += num_samples
+
+    @property
+    def bits_per_sample(self) -> float:
+        """Not a number when nothing was counted."""
+        return self.nats / self.num_samples * BITS_PER_NAT if self.num_samples else float("nan")
+
+
+def score_chunk(model: SampleRNN, codes: Tensor, batch: Batch, state: State) -> tuple[Tensor, State]:
+    """Teacher-force one chunk.
+
+    Args:
+        model: the network.
+        codes: int64 ``[B, T]``.
+        batch: the chunk that the codes come from.
+        state: of the chunk before.
+
+    Returns:
+        Nats summed over real samples, and the state after the chunk.
+    """
+    logits, state = model(codes, model.reset(state, batch.reset))
+    return softmax_nll(logits, codes, batch.mask), state
+
+
+def evaluation_lanes(
+    corpus: Corpus, spans: Spans, model: SampleRNN, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Lanes:
+    """Lanes that walk each span whole, in a fixed order.
+
+    Args:
+        corpus: holds the audio.
+        spans: what to walk.
+        model: decides the chunk length.
+        batch_size: at most this many spans side by side (a multiple of world_size).
+        rank: this process.
+        world_size: processes.
+    """
+    segments = [Segment(file, start, stop) for file, start, stop in spans]
+    lanes = min(batch_size, -(-len(segments) // world_size) * world_size)
+    chunk = max(1, _CHUNK // model.lookback) * model.lookback
+    return Lanes(corpus, segments, lanes, chunk, seed=0, shuffle=False, rank=rank, world_size=world_size)
+
+
+@torch.inference_mode()
+def score(model: SampleRNN, batches: Iterable[Batch], int16_to_code: Tensor) -> BitCount:
+    """Walk all chunks of evaluation lanes.
+
+    Args:
+        model: the network.
+        batches: the chunks, in order.
+        int16_to_code: lookup table, int64 ``[65536]``.
+    """
+    count, state = BitCount(), None
+    for batch in batches:
+        state = state or model.initial_state(len(batch.reset))
+        codes = int16_to_code[batch.audio.long() + 32768]
+        nats, state = score_chunk(model, codes, batch, state)
+        count.add(nats.item(), int(batch.mask.sum()))
+    return count
+
+
+def pair_counts(corpus: Corpus, spans: Spans, int16_to_code: NDArray[np.int64], q_levels: int) -> PairCounts:
+    """Code pairs of some audio, for the baselines; each span begins after silence."""
+    total = np.zeros((q_levels, q_levels), dtype=np.int64)
+    for file, start, stop in spans:
+        codes = int16_to_code[corpus.read(file, start, stop).astype(np.int32) + 32768]
+        total += count_pairs([codes], q_levels)
+    return total
+
+
+def at_most(spans: Spans, num_samples: int) -> list[tuple[AudioFile, int, int]]:
+    """The first spans up to `num_samples` in all, the last one shortened."""
+    kept, left = [], num_samples
+    for file, start, stop in spans:
+        if left <= 0:
+            break
+        kept.append((file, start, min(stop, start + left)))
+        left -= stop - start
+    return kept

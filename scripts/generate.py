@@ -1,0 +1,10 @@
+"""`samplernn generate` as a script, for launchers that want a file."""
+
+from __future__ import annotations
+
+import sys
+
+from samplernn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["generate", *sys.argv[1:]]))
