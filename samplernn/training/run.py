@@ -53,12 +53,19 @@ class RunFolder:
         return json.loads((self.path / "run.json").read_text("utf-8"))
 
     def write_facts(self, **changes: Any) -> None:
-        """Change entries of `run.json`, whole or not at all."""
-        file = self.path / "run.json"
-        facts = {**(self.facts if file.exists() else {}), **changes}
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-        partial.replace(file)
+        """Change entries of `run.json`."""
+        facts = {**(self.facts if (self.path / "run.json").exists() else {}), **changes}
+        self._write("run.json", json.dumps(facts, indent=1) + "\n")
+
+    def write_config(self, config: Config) -> None:
+        """Write `config.yaml`, which is also a file for `--config`."""
+        self._write("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file, whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text, "utf-8")
+        partial.replace(self.path / name)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
     parts = split(corpus, config.data.split_seed)
     try:
         (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run.path / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
+        run.write_config(config)
     except OSError as error:
         raise UserError(f"{run.path}: cannot write the run there: {error.strerror}") from error
     run.write_facts(
@@ -134,10 +141,10 @@ def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None 
     facts = run.facts
     if facts["state"] == "finished" and config == old:
         return None
-    (run.path / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
     corpus = prepare(folder or facts["folder"], config.data.sample_rate, config.data.cache_dir)
     corpus = replace(corpus, gain=facts["gain"])
     run.write_facts(state="running")
+    run.write_config(config)
     return _train(run, config, corpus, Split.from_dict(facts["split"]))
 
 

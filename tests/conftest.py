@@ -1,0 +1,82 @@
+"""Shared by all tests: the embedded clips, a private cache, a toy configuration, a trained toy run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import samplernn
+from samplernn.config import Config, from_dict
+
+CLIPS = Path(samplernn.__file__).parent / "clips"
+
+TOY = {
+    "model": {"frame_sizes": [8, 2], "dim": 16, "embedding_dim": 8, "q_levels": 64},
+    "data": {
+        "batch_size": 4,
+        "tbptt_len": 64,
+        "sample_rate": 4000,
+        "segment_duration": 0.5,
+        "validation_duration": 1.0,
+    },
+    "samples": {"num": 1, "duration": 0.1},
+    "optim": {"warmup_steps": 2},
+    "trainer": {"accelerator": "cpu", "max_steps": 6, "val_check_interval": 4, "log_every_n_steps": 2},
+}
+"""Options of a model that trains in a second."""
+
+
+def toy_arguments() -> list[str]:
+    """`TOY` as keys of the command line."""
+    return [f"--{part}.{key}={value}" for part, keys in TOY.items() for key, value in keys.items()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test touches the user's cache; subprocesses inherit this one."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """The embedded clips."""
+    return CLIPS
+
+
+@pytest.fixture
+def toy_config() -> Config:
+    """`TOY` as a configuration."""
+    return from_dict(Config, TOY)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, private_cache: None) -> Path:
+    """A finished toy run on the clips, trained once per session by the real Trainer. Read only."""
+    from samplernn.training import run
+
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        run.start(CLIPS, from_dict(Config, TOY), "toy")
+    finally:
+        os.chdir(before)
+    return folder / "runs" / "toy"
+
+
+@pytest.fixture
+def run_copy(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished toy run as ``runs/toy`` below a fresh current directory."""
+    shutil.copytree(trained_run, tmp_path / "runs" / "toy")
+    monkeypatch.chdir(tmp_path)
+    return Path("runs/toy")

@@ -1,0 +1,173 @@
+"""The reference engine against teacher forcing, and its promise that rows do not influence each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from samplernn.config import ModelConfig, UserError
+from samplernn.generation.engines import open_engine
+from samplernn.generation.engines.base import Engine
+from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.model.network import SampleRNN
+
+TIERS = [(4,), (8, 2), (12, 4, 2)]
+
+
+def _model(frame_sizes: tuple[int, ...] = (8, 2), rnn: str = "gru", weight_norm: bool = True) -> SampleRNN:
+    """All parameters random; dim 20 is no multiple of a vector register."""
+    torch.manual_seed(1)
+    config = ModelConfig(
+        frame_sizes=frame_sizes,
+        rnn=rnn,  # type: ignore[arg-type]
+        n_rnn=2,
+        dim=20,
+        embedding_dim=7,
+        q_levels=33,
+        weight_norm=weight_norm,
+    )
+    model = SampleRNN(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def _teacher_forced(model: SampleRNN, codes: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        logits, _ = model(codes, model.initial_state(len(codes)))
+    return F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
+
+
+def _generate(engine: Engine, streams: tuple[int, ...], lengths: list[int], seed: int = 5) -> torch.Tensor:
+    engine.start(len(streams))
+    randomness = Randomness(seed, streams)
+    return torch.cat([engine.advance(length, randomness, Sampling()) for length in lengths], dim=1)
+
+
+@pytest.mark.parametrize("weight_norm", [True, False])
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize("frame_sizes", TIERS)
+def test_stepping_equals_teacher_forcing(
+    frame_sizes: tuple[int, ...], rnn: str, weight_norm: bool
+) -> None:
+    model = _model(frame_sizes, rnn, weight_norm)
+    codes = torch.randint(33, (3, 48))
+    engine = open_engine(model)
+    engine.start(3)
+    stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
+    torch.testing.assert_close(stepped, _teacher_forced(model, codes), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize("frame_sizes", TIERS)
+def test_stepping_equals_teacher_forcing_after_single_rows_were_reset(
+    frame_sizes: tuple[int, ...], rnn: str
+) -> None:
+    model = _model(frame_sizes, rnn)
+    before, after = torch.randint(33, (2, 3, 24))
+    rows = torch.tensor([False, True, False])
+    engine = open_engine(model)
+    engine.start(3)
+    engine.score(before)
+    state = engine.export_state()
+    engine.import_state(state._replace(network=model.reset(state.network, rows)))
+    stepped = engine.score(after)
+    with torch.no_grad():
+        _, carried = model(before, model.initial_state(3))
+        logits, _ = model(after, model.reset(carried, rows))
+    expected = F.cross_entropy(logits.transpose(1, 2), after, reduction="none")
+    torch.testing.assert_close(stepped, expected, atol=1e-5, rtol=1e-5)
+    fresh = _teacher_forced(model, after)
+    torch.testing.assert_close(stepped[1], fresh[1], atol=1e-5, rtol=1e-5)
+    assert (stepped[0] - fresh[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+def test_a_stream_is_bit_for_bit_the_same_whatever_its_neighbours(rnn: str) -> None:
+    engine = open_engine(_model(rnn=rnn))
+    alone = _generate(engine, (3,), [48])
+    state = engine.export_state().network.rnn[0]
+    for count in (4, 5, 37, 450):  # 450 rows are stepped in two groups
+        together = _generate(engine, tuple(range(count)), [48])
+        assert torch.equal(together[3], alone[0])
+        assert torch.equal(engine.export_state().network.rnn[0][3], state[0])
+
+
+@pytest.mark.parametrize("lengths", [[8] * 6, [16, 32], [40, 8]])
+def test_a_stream_does_not_depend_on_the_lengths_of_the_calls(lengths: list[int]) -> None:
+    engine = open_engine(_model())
+    whole = _generate(engine, (0, 1), [48])
+    assert torch.equal(_generate(engine, (0, 1), lengths), whole)
+
+
+def test_a_stream_does_not_depend_on_the_number_of_threads() -> None:
+    engine = open_engine(_model())
+    before = torch.get_num_threads()
+    try:
+        outputs = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outputs.append(_generate(engine, tuple(range(6)), [96]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_another_seed_and_another_stream_sound_different() -> None:
+    engine = open_engine(_model())
+    streams = _generate(engine, (0, 1), [96])
+    assert (streams[0] != streams[1]).float().mean() > 0.5
+    assert (_generate(engine, (0, 1), [96], seed=6) != streams).float().mean() > 0.5
+
+
+def test_an_exported_state_goes_on_as_if_nothing_had_happened() -> None:
+    engine = open_engine(_model(rnn="lstm"))
+    whole = _generate(engine, (0, 1), [24, 24])
+    _generate(engine, (0, 1), [24])
+    state = engine.export_state()
+    _generate(engine, (5,), [8], seed=9)  # something else in between
+    engine.import_state(state)
+    assert torch.equal(engine.advance(24, Randomness(5, (0, 1)), Sampling()), whole[:, 24:])
+
+
+@pytest.mark.parametrize("frame_sizes", TIERS)
+def test_prefill_is_the_same_past_as_stepping_through_it(frame_sizes: tuple[int, ...]) -> None:
+    engine = open_engine(_model(frame_sizes))
+    past, future = torch.randint(33, (2, 1, 24))
+    engine.start(1)
+    engine.score(past)
+    stepped = engine.score(future)
+    engine.start(3)
+    engine.prefill(past[0])
+    prefilled = engine.score(future.expand(3, -1))
+    torch.testing.assert_close(prefilled, stepped.expand(3, -1), atol=1e-5, rtol=1e-5)
+
+
+def test_prefill_refuses_streams_that_have_diverged() -> None:
+    engine = open_engine(_model())
+    _generate(engine, (0, 1), [48])
+    with pytest.raises(ValueError, match="share one past"):
+        engine.prefill(torch.zeros(8, dtype=torch.int64))
+
+
+def test_lengths_must_be_whole_frames() -> None:
+    engine = open_engine(_model())
+    with pytest.raises(ValueError, match="multiple of the largest frame, 8"):
+        engine.advance(12, Randomness(0, (0,)), Sampling())
+
+
+def test_the_model_is_not_changed_by_its_engine() -> None:
+    model = _model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    _generate(open_engine(model), (0,), [16])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("engine", "dtype"), [("warp", "auto"), ("auto", "float12")])
+def test_unknown_engines_and_dtypes_are_refused(engine: str, dtype: str) -> None:
+    with pytest.raises(UserError, match="there are: auto"):
+        open_engine(_model(), engine, dtype)

@@ -1,0 +1,111 @@
+"""Random numbers against published vectors; distributions against their definition."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from samplernn.config import UserError
+from samplernn.generation.sampling import Randomness, Sampling, philox
+
+
+def _words(*values: int) -> list[np.ndarray]:
+    return [np.array(value, dtype=np.uint64) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers_of_random123(
+    counter: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
+) -> None:
+    assert tuple(int(word) for word in philox(_words(*counter), key)) == expected
+
+
+def test_a_random_number_depends_on_its_key_alone() -> None:
+    whole = Randomness(7, (0, 1, 2)).uniforms(0, 100)
+    assert np.array_equal(Randomness(7, (2,)).uniforms(40, 60)[0], whole[2, 40:])
+    for other in (
+        Randomness(8, (0, 1, 2)).uniforms(0, 100),
+        Randomness(7, (3, 4, 5)).uniforms(0, 100),
+        Randomness(7, (0, 1, 2)).uniforms(0, 100, draw=1),
+        Randomness(7 + 2**32, (0, 1, 2)).uniforms(0, 100),
+        Randomness(7, (0, 1, 2)).uniforms(2**32, 100),
+    ):
+        assert (other != whole).mean() > 0.99
+
+
+def test_uniforms_are_uniform_and_streams_uncorrelated() -> None:
+    numbers = Randomness(0, (0, 1)).uniforms(0, 100_000)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    counts = np.histogram(numbers, bins=50, range=(0, 1))[0]
+    chi_squared = ((counts - 4000) ** 2 / 4000).sum()
+    assert chi_squared < 95  # 49 degrees of freedom: p about 1e-4
+    assert abs(np.corrcoef(numbers)[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    with pytest.raises(UserError, match="seed"):
+        Randomness(seed, (0,))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"temperature": -0.1}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}],
+)
+def test_sampling_options_out_of_range_are_refused(arguments: dict[str, float]) -> None:
+    with pytest.raises(UserError):
+        Sampling(**arguments)  # type: ignore[arg-type]
+
+
+def _frequencies(sampling: Sampling, logits: torch.Tensor, draws: int = 40_000) -> np.ndarray:
+    uniform = torch.from_numpy(Randomness(3, (0,)).uniforms(0, draws)).T
+    codes = sampling.draw(logits.expand(draws, -1), uniform)
+    return np.bincount(codes[:, 0].numpy(), minlength=logits.shape[-1]) / draws
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_tempered_softmax(temperature: float) -> None:
+    logits = torch.tensor([[1.0, -0.5, 0.3, 2.0, -3.0]])
+    expected = torch.softmax(logits[0] / temperature, 0).numpy()
+    assert np.abs(_frequencies(Sampling(temperature), logits) - expected).max() < 0.01
+
+
+def test_temperature_zero_takes_the_most_probable() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.9], [5.0, 1.0, 1.0]])
+    assert Sampling(0.0).draw(logits, torch.full((2, 1), 0.999)).tolist() == [[1], [0]]
+
+
+def test_top_k_keeps_the_k_most_probable_in_proportion() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    frequencies = _frequencies(Sampling(top_k=2), logits)
+    assert frequencies[0] == frequencies[2] == 0
+    assert frequencies[1] / frequencies[3] == pytest.approx(math.e, rel=0.05)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_the_mass() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert (_frequencies(Sampling(top_p=0.79), logits) > 0).tolist() == [True, True, False, False]
+    assert (_frequencies(Sampling(top_p=0.81), logits) > 0).tolist() == [True, True, True, False]
+    assert (_frequencies(Sampling(top_p=0.01), logits) > 0).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_a_code_of_probability_zero_is_never_drawn(uniform: float) -> None:
+    logits = torch.tensor([[-math.inf, 1.0, -math.inf, 0.0, -math.inf]])
+    code = Sampling().draw(logits, torch.tensor([[uniform]])).item()
+    assert code == (1 if uniform == 0 else 3)

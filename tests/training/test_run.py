@@ -1,0 +1,235 @@
+"""Whole runs with the real Trainer: what they leave, how they stop, how they go on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
+from samplernn.model.checkpoint import load
+from samplernn.model.network import SampleRNN
+from samplernn.training import run
+from tests.conftest import TOY, toy_arguments
+
+
+def _config(**trainer: Any) -> Config:
+    config: Config = from_dict(Config, merged(TOY, {"trainer": trainer}))
+    return config
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _last(folder: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return saved
+
+
+def test_a_run_leaves_everything_in_its_folder(trained_run: Path) -> None:
+    assert {path.name for path in (trained_run / "checkpoints").iterdir()} >= {"best.ckpt", "last.ckpt"}
+    assert not list(trained_run.glob("checkpoints/.*"))
+    assert json.loads((trained_run / "run.json").read_text())["state"] == "finished"
+    with wave.open(str(trained_run / "samples" / "step-0000006-0.wav")) as file:
+        assert file.getnframes() == 400
+    assert (trained_run / "samples" / "step-0000006.png").stat().st_size > 5000
+    about = json.loads((trained_run / "samples" / "step-0000006-0.json").read_text())
+    assert about["step"] == 6
+
+
+def test_a_run_ends_with_a_validation_even_in_the_middle_of_an_epoch(trained_run: Path) -> None:
+    """val_check_interval is 4, max_steps 6: validations at 4 and, by the end, at 6."""
+    validated = [int(row["step"]) for row in _rows(trained_run) if row["validation/bits_per_sample"]]
+    assert validated == [4, 6]
+
+
+def test_training_metrics_are_logged_at_their_interval_with_one_row_per_step(trained_run: Path) -> None:
+    rows = _rows(trained_run)
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    assert all(0 < float(row["train/bits_per_sample"]) < 20 for row in rows)
+    assert all(float(row["train/samples_per_s"]) > 0 for row in rows)
+
+
+def test_tensorboard_has_curves_audio_and_pictures(trained_run: Path) -> None:
+    events = EventAccumulator(str(trained_run))
+    events.Reload()
+    tags = events.Tags()
+    bits = {event.step: event.value for event in events.Scalars("validation/bits_per_sample")}
+    logged = {int(row["step"]): row["validation/bits_per_sample"] for row in _rows(trained_run)}
+    assert bits[6] == pytest.approx(float(logged[6]))
+    assert "samples/spectrograms" in tags["images"]
+    assert {"samples/0", "samples/recording"} <= set(tags["audio"])
+
+
+def test_training_learns(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run.start(clips, _config(max_steps=60, val_check_interval=60))
+    assert outcome.bits_per_sample < outcome.baselines.unigram
+    assert outcome.folder == Path("runs/clips")
+
+
+def test_the_same_seed_trains_the_same_weights(
+    trained_run: Path, tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run.start(clips, _config(), "again")
+    assert load("runs/again").weights_hash() == load(trained_run).weights_hash()
+
+
+def test_an_existing_name_is_refused(run_copy: Path, clips: Path) -> None:
+    with pytest.raises(UserError, match="--resume, or choose another --name"):
+        run.start(clips, _config(), "toy")
+
+
+def test_a_finished_run_has_nothing_to_resume_and_a_later_limit_continues_it(run_copy: Path) -> None:
+    assert run.resume("toy", {}) is None
+    before = _last(run_copy)["global_step"]
+    outcome = run.resume(None, {"trainer": {"max_steps": 9}})
+    assert outcome is not None
+    assert (before, outcome.step, _last(run_copy)["global_step"]) == (6, 9, 9)
+    assert [int(row["step"]) for row in _rows(run_copy)] == [2, 4, 6, 8, 9]
+
+
+@pytest.mark.parametrize("changes", [{"model": {"dim": 8}}, {"data": {"tbptt_len": 128}}])
+def test_model_and_data_of_a_run_cannot_change(run_copy: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="cannot change"):
+        run.resume("toy", changes)
+
+
+def test_resuming_what_does_not_exist_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nothing to resume"):
+        run.resume(None, {})
+    with pytest.raises(UserError, match="no such run"):
+        run.resume("nobody", {})
+
+
+def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Across an epoch boundary, with carried lane state, Adam's moments and the schedule's position."""
+    monkeypatch.chdir(tmp_path)
+    whole = run.start(clips, _config(max_steps=40), "whole")
+    process = _start_process(clips, "torn", "--trainer.max_steps=40", "--checkpoint.every_steps=1")
+    _wait_for(Path("runs/torn/checkpoints/last.ckpt"), process)
+    process.send_signal(signal.SIGTERM)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, message
+    assert "Continue with: samplernn train --resume" in message
+    assert 1 <= _last(Path("runs/torn"))["global_step"] < 40
+    resumed = run.resume("torn", {})
+    assert resumed is not None
+    assert (whole.step, resumed.step) == (40, 40)
+    expected, got = (_last(Path("runs") / name)["state_dict"] for name in ("whole", "torn"))
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    steps = [int(row["step"]) for row in _rows(Path("runs/torn"))]
+    assert steps == sorted(set(steps))
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = _start_process(clips, "killed", "--trainer.max_steps=40", "--checkpoint.every_steps=1")
+    _wait_for(Path("runs/killed/checkpoints/last-previous.ckpt"), process)
+    process.kill()
+    process.communicate()
+    outcome = run.resume("killed", {})
+    assert outcome is not None
+    assert outcome.step == 40
+
+
+def test_a_run_without_a_checkpoint_yet_resumes_from_the_start(run_copy: Path) -> None:
+    for checkpoint in (run_copy / "checkpoints").iterdir():
+        checkpoint.unlink()
+    run.RunFolder(run_copy).write_facts(state="interrupted")
+    outcome = run.resume("toy", {})
+    assert outcome is not None
+    assert outcome.step == 6
+
+
+def test_training_goes_on_where_the_audio_was_moved_to(run_copy: Path, clips: Path, tmp_path: Path) -> None:
+    run.RunFolder(run_copy).write_facts(folder=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="gone"):
+        run.resume("toy", {"trainer": {"max_steps": 7}})
+    outcome = run.resume("toy", {"trainer": {"max_steps": 7}}, folder=clips)
+    assert outcome is not None
+    assert outcome.step == 7
+
+
+def test_a_run_ends_by_epochs_and_by_time(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"trainer": {"max_steps": -1, "val_check_interval": 1000}, "data": {"tbptt_len": 1024}}
+    by_epoch: Config = from_dict(Config, merged(merged(TOY, options), {"trainer": {"max_epochs": 1}}))
+    outcome = run.start(clips, by_epoch, "epochs")
+    assert outcome.reason == "trainer.max_epochs is reached"
+    steps_per_epoch = outcome.step
+    assert 50 < steps_per_epoch < 400
+    assert _last(outcome.folder)["samplernn"]["results"]["validation_bits_per_sample"] > 0
+    by_time = from_dict(Config, merged(merged(TOY, options), {"trainer": {"max_time": "00:00:00:01"}}))
+    outcome = run.start(clips, by_time, "time")
+    assert outcome.reason == "trainer.max_time is reached"
+    assert outcome.bits_per_sample > 0
+
+
+def test_without_limits_a_run_ends_when_it_no_longer_improves(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Adam steps of 10 destroy the model: no validation is ever better than the first.
+    options = {"trainer": {"max_steps": -1, "val_check_interval": 2}, "optim": {"lr": 10.0, "patience": 2}}
+    outcome = run.start(clips, from_dict(Config, merged(TOY, options)), "hopeless")
+    assert outcome.reason == "it no longer improves"
+    assert outcome.step <= 20
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_shipped_configuration_parses_and_builds(name: str) -> None:
+    import yaml
+
+    config: Config = from_dict(Config, yaml.safe_load(presets()[name].read_text()))
+    with torch.device("meta"):
+        model = SampleRNN(config.model)
+    logits, _ = model(
+        torch.zeros(1, config.data.tbptt_len, dtype=torch.int64, device="meta"), model.initial_state(1)
+    )
+    assert logits.shape == (1, config.data.tbptt_len, config.model.q_levels)
+
+
+def test_the_preset_small_is_the_default_configuration() -> None:
+    import yaml
+
+    small: Config = from_dict(Config, yaml.safe_load(presets()["small"].read_text()))
+    assert to_dict(small) == to_dict(Config())
+
+
+def _start_process(clips: Path, name: str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "samplernn", "train", str(clips), "--name", name]
+    return subprocess.Popen(
+        [*command, *toy_arguments(), *options], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
