@@ -354,8 +354,11 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         wanted = tuple(kind for kind in arguments if kind is not type(None))
     else:
         wanted = (hint,)
-    if float in wanted and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if float in wanted and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as a string
+        except ValueError:
+            pass
     fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
     _require(fits, f"{name} must be of type {' or '.join(kind.__name__ for kind in wanted)}, got {value!r}")
     return value

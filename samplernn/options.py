@@ -39,18 +39,19 @@ def parse(argv: list[str]) -> TrainOptions:
     files, rest = _split_config(argv)
     parser = _parser()
     try:
-        given = parser.parse_args([f"--config={path}" for path in files] + rest, defaults=False)
+        given = parser.parse_args(rest, defaults=False)
     except argparse.ArgumentError as error:
         raise UserError(_one_line(str(error))) from error
     values = given.as_dict()
-    values.pop("config", None)
     folder, name = values.pop("folder", None), values.pop("name", None)
     resume = bool(values.pop("resume", False))
     if folder is None and not resume:
         raise UserError(f"{_PROG}: name the folder of audio  (see {_PROG} --help)")
     if resume and files:
         raise UserError("--resume continues a run with its own configuration: leave --config out")
-    base = {} if files else yaml.safe_load(preset_path(DEFAULT_PRESET).read_text("utf-8"))
+    base: dict[str, Any] = {}
+    for file in files or [preset_path(DEFAULT_PRESET)]:
+        base = merged(base, _read(file))
     config = from_dict(Config, merged(base, values))
     return TrainOptions(folder, name, resume, config, values)
 
@@ -69,6 +70,17 @@ def preset_path(name: str) -> Path:
     return known[name]
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """The options in a YAML file."""
+    try:
+        values = yaml.safe_load(file.read_text("utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file}: not a configuration: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: not a configuration: it should hold options such as model: {{dim: 256}}")
+    return values
+
+
 def _parser() -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
@@ -84,7 +96,6 @@ def _parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument(
         "--config",
-        action="config",
         help=f"a file, or a preset: {', '.join(presets())} (default: {DEFAULT_PRESET})",
     )
     parser.add_class_arguments(Config, as_group=False)

@@ -31,7 +31,8 @@ def mel_spectrogram(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.fl
     transform = MelSpectrogram(
         sample_rate, n_fft=window, hop_length=max(1, sample_rate // 100), n_mels=_MELS, f_min=30.0
     )
-    power = transform(torch.from_numpy(audio.astype(np.float32) / 32768)) / (window / 4) ** 2
+    # A full-scale sine in a Hann window: a peak of (window/4)², spread over 1.5 bins, is 0 dB.
+    power = transform(torch.from_numpy(audio.astype(np.float32) / 32768)) / (1.5 * (window / 4) ** 2)
     return (10 * power.clamp(min=10 ** (_FLOOR_DB / 10)).log10()).numpy()
 
 

@@ -69,9 +69,7 @@ def test_a_prompt_changes_what_follows_and_may_be_included(
     recording = clips / "guitar" / "guit_em9.flac"  # 16 kHz: resampled to the model's 4 kHz
     plain = generate(checkpoint, tmp_path / "plain.wav", duration=0.2)[0]
     prompted = generate(checkpoint, tmp_path / "prompted.wav", duration=0.2, prompt=recording)[0]
-    both = generate(
-        checkpoint, tmp_path / "both.wav", duration=0.2, prompt=recording, include_prompt=True
-    )[0]
+    both = generate(checkpoint, tmp_path / "both.wav", duration=0.2, prompt=recording, include_prompt=True)[0]
     prompt = to_int16(load(recording, 4000))
     assert len(_wave(prompted)) == 800
     assert not np.array_equal(_wave(prompted), _wave(plain))
@@ -84,9 +82,7 @@ def test_a_prompt_is_heard_as_audio_before_the_first_sample(checkpoint: Checkpoi
     prompt = np.array([1000, -20000, 32767], dtype=np.int16)
     generator = Generator(checkpoint)
     codes = generator._prompt_codes(prompt).tolist()
-    expected = checkpoint.quantizer.encode(
-        torch.from_numpy(prompt / 32768 * checkpoint.gain)
-    )
+    expected = checkpoint.quantizer.encode(torch.from_numpy(prompt / 32768 * checkpoint.gain))
     assert codes == [32] * 5 + expected.tolist()
 
 

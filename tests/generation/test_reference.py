@@ -49,9 +49,7 @@ def _generate(engine: Engine, streams: tuple[int, ...], lengths: list[int], seed
 @pytest.mark.parametrize("weight_norm", [True, False])
 @pytest.mark.parametrize("rnn", ["gru", "lstm"])
 @pytest.mark.parametrize("frame_sizes", TIERS)
-def test_stepping_equals_teacher_forcing(
-    frame_sizes: tuple[int, ...], rnn: str, weight_norm: bool
-) -> None:
+def test_stepping_equals_teacher_forcing(frame_sizes: tuple[int, ...], rnn: str, weight_norm: bool) -> None:
     model = _model(frame_sizes, rnn, weight_norm)
     codes = torch.randint(33, (3, 48))
     engine = open_engine(model)

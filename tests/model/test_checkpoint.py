@@ -20,7 +20,11 @@ from samplernn.model.checkpoint import export, find, load
 def test_run_checkpoint_and_export_give_identical_logits(trained_run: Path, tmp_path: Path) -> None:
     codes = torch.randint(64, (2, 32))
     exported = export(load(trained_run), tmp_path / "exported")
-    assert sorted(path.name for path in exported.iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "README.md",
+        "config.yaml",
+        "model.safetensors",
+    ]
     outputs = []
     for path in (trained_run, trained_run / "checkpoints" / "best.ckpt", exported):
         model = load(path).build()
@@ -68,9 +72,7 @@ class _Malicious:
         return (Path.touch, (Path("executed"),))
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"samplernn": _Malicious()}, "bad.ckpt")
     Path("plain.ckpt").write_bytes(pickle.dumps(_Malicious()))
@@ -108,9 +110,7 @@ def test_a_damaged_export_is_named(trained_run: Path, tmp_path: Path) -> None:
         load(folder)
 
 
-def test_weights_that_do_not_fit_their_configuration_are_refused(
-    trained_run: Path, tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_their_configuration_are_refused(trained_run: Path, tmp_path: Path) -> None:
     folder = export(load(trained_run), tmp_path / "exported")
     described = yaml.safe_load((folder / "config.yaml").read_text())
     described["config"]["model"]["dim"] = 24

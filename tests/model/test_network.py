@@ -311,9 +311,7 @@ def naive_logits(model: SampleRNN, history: list[int], x: list[int]) -> tuple[Ar
                 continue
             name = f"frame_level_tiers.{k}"
             frame = np.array([2 * (c - q_levels // 2) / (q_levels / 2) for c in past[-frame_size:]])
-            inputs = (
-                matrix(f"{name}.input_projection") @ frame + parameters[f"{name}.input_projection.bias"]
-            )
+            inputs = matrix(f"{name}.input_projection") @ frame + parameters[f"{name}.input_projection.bias"]
             if k > 0:
                 inputs = inputs + passed_down[k - 1][t % clocks[k - 1] // frame_size]
             top = rnn_step(f"{name}.rnn", inputs, states[k])
@@ -325,9 +323,7 @@ def naive_logits(model: SampleRNN, history: list[int], x: list[int]) -> tuple[Ar
         first = matrix("sample_level_mlp.input") @ np.concatenate(embedded) + passed_down[-1][t % fastest]
         hidden = matrix("sample_level_mlp.hidden") @ np.maximum(first, 0)
         hidden = np.maximum(hidden + parameters["sample_level_mlp.hidden.bias"], 0)
-        logits.append(
-            matrix("sample_level_mlp.output") @ hidden + parameters["sample_level_mlp.output.bias"]
-        )
+        logits.append(matrix("sample_level_mlp.output") @ hidden + parameters["sample_level_mlp.output.bias"])
         past.append(code)
     return np.stack(logits), states
 
@@ -410,7 +406,7 @@ def test_two_tiers_of_dimension_one_worked_out_by_hand() -> None:
 
 
 def test_three_tiers_of_lstm_worked_out_by_hand() -> None:
-    """The slow tier's vectors reach the right steps of the fast one; forget and input gates are not mixed up."""
+    """The slow tier's vectors reach the right steps of the fast one; no two gates are mixed up."""
     config = ModelConfig(
         frame_sizes=(2, 1), rnn="lstm", dim=1, embedding_dim=1, q_levels=4, weight_norm=False
     )
@@ -513,9 +509,7 @@ def test_folding_keeps_the_function_and_leaves_the_original_alone(
 
 @tiers
 @cells
-def test_weight_norm_does_not_change_the_initial_function(
-    frame_sizes: tuple[int, ...], rnn: Any
-) -> None:
+def test_weight_norm_does_not_change_the_initial_function(frame_sizes: tuple[int, ...], rnn: Any) -> None:
     logits = []
     for weight_norm in (True, False):
         torch.manual_seed(5)
@@ -572,9 +566,7 @@ def test_a_chunk_of_broken_frames_is_refused(random_model: Builder, num_samples:
 
 def test_the_reference_sizes_have_51_867_136_parameters() -> None:
     """deepsound's README run has 51.85 M."""
-    config = ModelConfig(
-        frame_sizes=(64, 16), rnn="gru", n_rnn=2, dim=1024, q_levels=256, embedding_dim=256
-    )
+    config = ModelConfig(frame_sizes=(64, 16), rnn="gru", n_rnn=2, dim=1024, q_levels=256, embedding_dim=256)
     with torch.device("meta"):
         model = SampleRNN(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == 51_867_136
@@ -610,9 +602,7 @@ def test_initial_gru_has_orthogonal_blocks_and_zero_biases() -> None:
 @norms
 def test_initial_weights_are_uniform_within_he_and_lecun_bounds(weight_norm: bool) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(
-        frame_sizes=(32, 8), dim=32, embedding_dim=16, q_levels=64, weight_norm=weight_norm
-    )
+    config = ModelConfig(frame_sizes=(32, 8), dim=32, embedding_dim=16, q_levels=64, weight_norm=weight_norm)
     model = SampleRNN(config)
     he, lecun = 6, 3
     fan_ins = {

@@ -109,9 +109,7 @@ def test_model_and_data_of_a_run_cannot_change(run_copy: Path, changes: dict[str
         run.resume("toy", changes)
 
 
-def test_resuming_what_does_not_exist_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resuming_what_does_not_exist_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="nothing to resume"):
         run.resume(None, {})

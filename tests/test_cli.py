@@ -1,0 +1,160 @@
+"""The command line as a user meets it, and every command of the README at toy size."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from samplernn.cli import VERBS, main
+from samplernn.config import UserError
+from samplernn.options import parse
+from tests.conftest import toy_arguments
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail as a user's mistake; returns its one line."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ([], "VERB"),
+        (["sing"], "unknown verb 'sing'"),
+        (["train"], "folder of audio"),
+        (["train", "nowhere"], "nowhere"),
+        (["train", "x", "--model.dim", "many"], "model.dim"),
+        (["train", "x", "--model.frame_sizes", "[2,8]"], "write [8, 2]"),
+        (["train", "x", "--model.tiers", "3"], "--model.tiers"),
+        (["train", "x", "--data.tbptt_len", "100"], "take 128"),
+        (["train", "x", "--config", "enormous"], "presets: demo"),
+        (["train", "x", "--trainer.max_time", "10min"], "00:00:10:00"),
+        (["train", "--resume", "--config", "small"], "leave --config out"),
+        (["generate"], "checkpoint"),
+        (["generate", "nowhere"], "nowhere"),
+        (["generate", "nowhere", "--num", "x"], "--num"),
+        (["evaluate", "nowhere", "nowhere"], "nowhere"),
+        (["export", "nowhere", "there"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    argv: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert named in _fails(argv, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_in_a_configuration_file_names_the_key(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("model:\n  dimm: 3\n")
+    assert "dimm" in _fails(["train", "x", "--config", str(file)], capsys)
+    file.write_text("model: [")
+    assert "mine.yaml" in _fails(["train", "x", "--config", str(file)], capsys)
+
+
+def test_keys_win_over_the_configuration_wherever_they_stand() -> None:
+    before = parse(["x", "--model.dim=512", "--config", "reference"])
+    after = parse(["x", "--config=reference", "--model.dim", "512"])
+    assert before.config == after.config
+    assert before.config.model.dim == 512
+    assert before.config.model.n_rnn == 2  # of the preset
+    assert before.changes["model"]["dim"] == 512
+
+
+def test_the_default_preset_is_small() -> None:
+    assert parse(["x"]).config == parse(["x", "--config", "small"]).config
+    assert parse(["x"]).changes == {}
+
+
+def test_a_saved_configuration_is_a_configuration_file(trained_run: Path) -> None:
+    assert parse(["x", "--config", str(trained_run / "config.yaml")]).config.model.dim == 16
+
+
+def test_resume_takes_only_what_was_typed() -> None:
+    options = parse(["--resume", "--name", "n", "--trainer.max_steps", "9"])
+    assert (options.folder, options.name, options.resume) == (None, "n", True)
+    assert options.changes == {"trainer": {"max_steps": 9}}
+
+
+def test_a_train_folder_is_required_without_resume() -> None:
+    with pytest.raises(UserError, match="folder"):
+        parse(["--name", "n"])
+
+
+@pytest.mark.parametrize("verb", [*VERBS, ""])
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"] if verb else ["--help"])
+    assert stopped.value.code == 0
+    assert "usage: samplernn" in capsys.readouterr().out
+
+
+def test_evaluate_prints_one_json_object_and_nothing_else(trained_run: Path, clips: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "samplernn", "evaluate", str(trained_run), str(clips), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    scored = json.loads(result.stdout)
+    assert {"bits_per_sample", "num_samples", "baselines"} <= set(scored)
+    assert set(scored["baselines"]) == {"uniform", "unigram", "previous_sample"}
+
+
+def test_generate_and_help_import_neither_lightning_nor_wandb(trained_run: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from samplernn.cli import main;"
+        f"code = main(['generate', {str(trained_run)!r}, '--duration', '0.1', '--out', {str(tmp_path / 'x.wav')!r}]);"
+        "print(code, [name for name in ('lightning', 'wandb', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "0 []"
+
+
+def _readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:sh|console|bash)\n(.*?)```", README.read_text("utf-8"), flags=re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("samplernn ")]
+
+
+def test_every_command_of_the_readme_runs_at_toy_size(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, trained_run: Path
+) -> None:
+    """In the README's order, in one folder, with its own names; only sizes are made small."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clips / "tabla", "my-audio")
+    shutil.copytree(clips / "piano", "other-audio")
+    shutil.copy(clips / "guitar" / "guit_em9.flac", "riff.wav")
+    commands = _readme_commands()
+    assert {command.split()[1] for command in commands} == set(VERBS) - {"demo"}
+    for command in commands:
+        argv = shlex.split(command)[1:]
+        if argv[0] == "train":
+            small = [key for key in toy_arguments() if "--resume" not in argv or "trainer.max_steps" in key]
+            argv += small
+        if argv[0] == "generate":
+            argv += ["--duration", "0.05"]
+        assert main(argv) == 0, command
+    assert (tmp_path / "runs").is_dir()

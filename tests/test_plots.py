@@ -1,0 +1,41 @@
+"""Pictures show what they claim: the right band, the right level."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samplernn import plots
+
+
+def _tone(hertz: float, level_db: float = 0.0, rate: int = 16000) -> np.ndarray:
+    t = np.arange(rate) / rate
+    return (10 ** (level_db / 20) * 32767 * np.sin(2 * np.pi * hertz * t)).astype(np.int16)
+
+
+@pytest.mark.parametrize("hertz", [200.0, 1000.0, 5000.0])
+def test_a_tone_is_brightest_at_its_own_frequency(hertz: float) -> None:
+    picture = plots.mel_spectrogram(_tone(hertz), 16000)
+    band = int(picture[:, 50].argmax())
+    positions, labels = plots._mel_ticks(16000)
+    expected = np.interp(hertz, [float(label) for label in labels], positions)
+    assert abs(band - expected) < 3
+
+
+def test_level_is_relative_to_full_scale_and_has_a_floor() -> None:
+    loud, quiet = (plots.mel_spectrogram(_tone(1000, level), 16000)[:, 50].max() for level in (0, -20))
+    assert loud - quiet == pytest.approx(20, abs=0.5)
+    assert -3 < loud <= 0
+    assert plots.mel_spectrogram(np.zeros(16000, np.int16), 16000).max() == -80
+
+
+def test_spectrograms_of_unequal_length_become_one_png(tmp_path: Path) -> None:
+    figure = plots.spectrograms({"one": _tone(300), "short": _tone(900)[:2000]}, 16000)
+    plots.save(figure, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    pixels = plots.pixels(figure)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == 3
+    assert pixels.std() > 10
