@@ -144,7 +144,7 @@ class OptimConfig:
     """Stop after this many validations without a better result (0: never)."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optim.lr must be above 0, got {self.lr}")
+        _require(0 < self.lr < math.inf, f"optim.lr must be above 0, got {self.lr}")
         _require(0 <= self.final_lr <= 1, f"optim.final_lr is a fraction from 0 to 1, got {self.final_lr}")
         _require(self.warmup_steps >= 0, f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
         _require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
@@ -189,7 +189,7 @@ class SamplesConfig:
 
     def __post_init__(self) -> None:
         _require(self.num >= 0, f"samples.num must not be negative, got {self.num}")
-        _require(self.duration > 0, f"samples.duration must be above 0 s, got {self.duration}")
+        _require(0 < self.duration < math.inf, f"samples.duration must be above 0 s, got {self.duration}")
         _require(self.temperature >= 0, f"samples.temperature must not be negative, got {self.temperature}")
 
 
@@ -212,7 +212,7 @@ class TrainerConfig:
     max_epochs: int = -1
     """End after this many epochs (-1: no limit)."""
     max_time: str | None = None
-    """End after this time, as DD:HH:MM:SS."""
+    """End after this time, as DD:HH:MM:SS (in a YAML file: in quotes)."""
     gradient_clip_val: float | None = 1.0
     """Clip gradients at this norm or value (null: do not)."""
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
@@ -252,7 +252,7 @@ class TrainerConfig:
             return math.inf
         parts = self.max_time.split(":")
         _require(
-            len(parts) == 4 and all(part.isdigit() for part in parts),
+            len(parts) == 4 and all(part.isdecimal() and part.isascii() for part in parts),
             f"trainer.max_time must look like DD:HH:MM:SS (ten minutes: 00:00:10:00), got {self.max_time!r}",
         )
         days, hours, minutes, seconds = (int(part) for part in parts)
@@ -319,7 +319,9 @@ def from_dict(cls: type[Any], values: dict[str, Any], where: str = "") -> Any:
     for key, value in values.items():
         name = f"{where}{key}"
         if key not in hints:
-            raise UserError(f"unknown option {name}; known here: {', '.join(sorted(hints))}")
+            raise UserError(
+                f"unknown option {' '.join(name.split())}; known here: {', '.join(sorted(hints))}"
+            )
         if dataclasses.is_dataclass(hints[key]):
             _require(isinstance(value, dict), f"{name} must hold options of its own, got {value!r}")
             arguments[key] = from_dict(typing.cast(type, hints[key]), value, f"{name}.")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# One thread per process, also in subprocesses: at toy size more threads only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
+
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

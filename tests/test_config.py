@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -30,8 +31,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": {"frame_sizes": [16, 64]}}, "frame_sizes [16, 64] is not slowest tier first: write [64, 16]"),
     ({"model": {"frame_sizes": [2, 4, 8]}}, "write [8, 4, 2]"),
     ({"model": {"frame_sizes": [16, 64, 4]}}, "write [64, 16, 4]"),
-    ({"model": {"frame_sizes": [16, 5]}}, "multiple of 5, and larger. Sizes are samples per frame, not ratios"),
-    ({"model": {"frame_sizes": [4, 4]}}, "multiple of 4, and larger. Sizes are samples per frame, not ratios"),
+    ({"model": {"frame_sizes": [16, 5]}}, "of 5, and larger. Sizes are samples per frame, not ratios"),
+    ({"model": {"frame_sizes": [4, 4]}}, "of 4, and larger. Sizes are samples per frame, not ratios"),
     ({"model": {"frame_sizes": []}}, "model.frame_sizes is empty"),
     ({"model": {"frame_sizes": [16, 0]}}, "at least 1"),
     ({"model": {"frame_sizes": [16, -4]}}, "at least 1"),
@@ -151,6 +152,12 @@ def test_a_configuration_survives_yaml(config: Config) -> None:
     assert hash(restored.model) == hash(config.model)
 
 
+def test_to_dict_holds_plain_values_only() -> None:
+    """No tuple: `torch.load(weights_only=True)`, JSON and YAML of other programs read it back the same."""
+    values = to_dict(DEFAULT_FREE)
+    assert json.loads(json.dumps(values)) == values
+
+
 def test_the_round_trip_covers_every_option() -> None:
     """An option that is added later must be added to DEFAULT_FREE, or it could be lost unnoticed."""
     default = Config()
@@ -170,6 +177,11 @@ def test_missing_options_take_their_defaults_and_whole_numbers_pass_as_floats() 
     config = from_dict(Config, {"optim": {"lr": 1}, "model": {"frame_sizes": [16]}})
     assert config == Config(model=ModelConfig(frame_sizes=(16,)), optim=OptimConfig(lr=1.0))
     assert isinstance(config.optim.lr, float)
+
+
+def test_yaml_numbers_in_scientific_notation_are_numbers() -> None:
+    """PyYAML reads 1e-3 as a string."""
+    assert from_dict(Config, yaml.safe_load("optim: {lr: 1e-3}")).optim.lr == 0.001
 
 
 def test_a_part_alone_can_be_read() -> None:

@@ -161,9 +161,3 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert "samplernn" in loaded
     heavy = {"torch", "torchaudio", "lightning", "wandb", "matplotlib", "numba", "tensorboard"}
     assert loaded & heavy == set()
-
-
-def test_generation_needs_neither_lightning_nor_wandb() -> None:
-    loaded = loaded_after("import samplernn.generation.stream, samplernn.generation.files")
-    assert "torch" in loaded
-    assert loaded & {"lightning", "pytorch_lightning", "wandb", "matplotlib"} == set()

@@ -46,7 +46,7 @@ class Quantizer:
         return ((y * (self.q_levels / 2) + 0.5).floor().long() + self.q_zero).clamp(0, self.q_levels - 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes to amplitudes in [-1, 1], float64 of the same shape."""
+        """Codes to amplitudes from -1 to below 1, float64 of the same shape."""
         return self._expand((codes.double() - self.q_zero) / (self.q_levels / 2))
 
     def int16_to_code(self, gain: float) -> Tensor:
@@ -55,7 +55,7 @@ class Quantizer:
         Args:
             gain: the corpus gain, applied before quantization.
         """
-        return self.encode(torch.arange(-32768, 32768) * (gain / INT16_SCALE))
+        return self.encode(torch.arange(-32768, 32768, dtype=torch.float64) * (gain / INT16_SCALE))
 
     def code_to_int16(self, gain: float) -> Tensor:
         """Lookup table from codes to int16 audio with the gain undone, int16 ``[q_levels]``."""

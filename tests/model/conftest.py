@@ -12,7 +12,7 @@ from samplernn.config import ModelConfig
 from samplernn.model.network import SampleRNN
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Tensors this small gain nothing from threads, and wait long for them on a busy machine."""
     before = torch.get_num_threads()

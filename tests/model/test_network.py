@@ -45,9 +45,6 @@ def assert_states_close(got: State, expected: State) -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
-# ---------------------------------------------------------------------------- carried state, reset
-
-
 @tiers
 @cells
 @pytest.mark.parametrize("chunk_frames", [1, 2, 3], ids=lambda n: f"chunks_of_{n}_frames")
@@ -156,9 +153,6 @@ def test_h0_is_zero_and_no_parameter_when_it_is_not_learned() -> None:
     assert all((tier == 0).all() for tier in model.initial_state(2).rnn)
 
 
-# ---------------------------------------------------------------------------- causality
-
-
 def influence_by_gradients(model: SampleRNN) -> Array:
     """How much every sample moves every logit, through amplitudes and embeddings together.
 
@@ -248,9 +242,6 @@ def test_changing_one_code_changes_the_next_logit_and_none_before_it(
         assert (moved[:after] < 1e-13).all(), f"sample {sample - lookback} is seen too early"
         if sample - lookback + 1 < num_samples:
             assert moved[after:].min() > 1e-9, f"sample {sample - lookback} is overlooked or forgotten"
-
-
-# ---------------------------------------------------------------------------- equations
 
 
 def sigmoid(x: Array) -> Array:
@@ -461,7 +452,25 @@ def test_weight_norm_is_g_times_v_over_its_length() -> None:
     torch.testing.assert_close(layer.effective_weight(), torch.tensor([[6.0, 8.0], [0.0, -0.5]]))
 
 
-# ---------------------------------------------------------------------------- equal forms
+def test_weight_norm_gradients_are_those_of_torch() -> None:
+    """A direction's gradient has no part along the direction (Salimans & Kingma, equation 3)."""
+    torch.manual_seed(0)
+    ours = Linear(5, 4, weight_norm=True, bias=False).double()
+    theirs = nn.utils.parametrizations.weight_norm(nn.Linear(5, 4, bias=False).double())
+    length, direction = theirs.parametrizations.weight.original0, theirs.parametrizations.weight.original1
+    assert ours.g is not None
+    with torch.no_grad():
+        ours.g.mul_(3)
+        length.copy_(ours.g[:, None])
+        direction.copy_(ours.weight)
+    x = torch.randn(7, 5, dtype=torch.float64)
+    for layer in (ours, theirs):
+        layer(x).pow(3).sum().backward()
+    assert ours.weight.grad is not None
+    torch.testing.assert_close(ours.weight.grad, direction.grad)
+    torch.testing.assert_close(ours.g.grad, length.grad[:, 0])
+    along = (ours.weight.grad * ours.weight).sum(dim=1)
+    torch.testing.assert_close(along, torch.zeros_like(along), rtol=0, atol=1e-10)
 
 
 @tiers
@@ -552,9 +561,6 @@ def test_bfloat16_autocast_stays_close_over_chunks_and_resets(random_model: Buil
     assert 0 < error < 0.05
     got.float().pow(2).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-# ---------------------------------------------------------------------------- limits, sizes, initialisation
 
 
 @pytest.mark.parametrize("num_samples", [1, 7, 9, 12])
