@@ -34,6 +34,7 @@ def train(argv: list[str]) -> int:
     options = parse(argv)
     from samplernn.training import run
     from samplernn.training.callbacks import Interrupted
+    from samplernn.training.scoring import table
 
     try:
         if options.resume:
@@ -50,7 +51,8 @@ def train(argv: list[str]) -> int:
         return 128 + interrupted.signal_number
     run.say(
         f"\nfinished after {outcome.step} steps: {outcome.reason}.\n"
-        f"best validation: {outcome.bits_per_sample:.3f} bits per sample: {outcome.verdict}.\n"
+        f"{table(outcome.validation, outcome.test)}\n"
+        f"{outcome.test.verdict}.\n"
         f"next: samplernn generate {outcome.folder}"
     )
     return 0
@@ -99,15 +101,13 @@ def evaluate(argv: list[str]) -> int:
 
     from samplernn.insight.evaluate import evaluate
     from samplernn.model.checkpoint import load
+    from samplernn.training.scoring import table
 
     result = evaluate(load(options.checkpoint), options.folder, options.split, cache_dir=options.cache_dir)
     if options.json:
         print(json.dumps(result.to_dict(), indent=2))
         return 0
-    print(f"{result.num_samples} samples, split {result.split}; bits per sample (lower is better):")
-    for name, bits in {"model": result.bits_per_sample, **result.baselines.to_dict()}.items():
-        print(f"  {name.replace('_', ' '):16}{bits:.4f}")
-    print(result.verdict)
+    print(f"{result.num_samples} samples\n{table(result)}\n{result.verdict}")
     return 0
 
 

@@ -275,8 +275,8 @@ def _assemble(
                 found.append(Problem(file.path, problem, "it counts once; remove one of them"))
     found.sort(key=lambda problem: problem.path)
     if not first:
-        shown = "\n".join(f"  {problem}" for problem in found[:3])
-        raise UserError(f"{folder}: none of its {len(found)} audio files can be used:\n{shown}")
+        shown = " | ".join(str(problem) for problem in found[:3])
+        raise UserError(f"{folder}: none of its {len(found)} audio files can be used: {shown}")
     files = tuple(first.values())
     gain = PEAK_AFTER_GAIN / max(file.peak for file in files)
     return Corpus(folder, sample_rate, gain, files, tuple(found), shard_dir)

@@ -13,9 +13,9 @@ from samplernn.config import Config, from_dict, presets
 from samplernn.generation.files import output_paths, write_files
 from samplernn.generation.sampling import Sampling
 from samplernn.generation.stream import Generator, Request
-from samplernn.insight.evaluate import Evaluation, evaluate
 from samplernn.model.checkpoint import load
 from samplernn.training import run
+from samplernn.training.scoring import Score, table
 
 DURATION = 4.0
 NUM = 3
@@ -26,7 +26,7 @@ def clips() -> Path:
     return Path(str(resources.files("samplernn"))) / "clips"
 
 
-def demo(out: str | Path = "demo-output", config: Config | None = None) -> Evaluation:
+def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score:
     """Train on the embedded clips, judge on held-out clips, generate, draw.
 
     Args:
@@ -39,9 +39,7 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Evalu
     out = Path(out)
     config = config or from_dict(Config, yaml.safe_load(presets()["demo"].read_text("utf-8")))
     outcome = run.start(clips(), config, run.free_name(Path("demo")))
-    run.say("\nscoring on held-out clips …")
     checkpoint = load(outcome.folder)
-    result = evaluate(checkpoint, clips(), cache_dir=config.data.cache_dir)
     run.say(f"generating {NUM} x {DURATION:.0f} s …")
     generator = Generator(checkpoint)
     request = Request(
@@ -54,14 +52,8 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Evalu
     picture = out / "spectrograms.png"
     _draw(checkpoint.split, config, paths, picture)
     rate = NUM * request.num_samples / seconds
-    baselines = result.baselines
     print(
-        f"\nbits per sample on held-out clips (lower is better):\n"
-        f"  SampleRNN        {result.bits_per_sample:.3f}\n"
-        f"  previous sample  {baselines.previous_sample:.3f}\n"
-        f"  unigram          {baselines.unigram:.3f}\n"
-        f"  uniform          {baselines.uniform:.3f}\n"
-        f"{result.verdict}.\n\n"
+        f"\n{table(outcome.validation, outcome.test)}\n{outcome.test.verdict}.\n\n"
         f"generated {NUM} x {DURATION:.0f} s at {rate:,.0f} samples/s "
         f"({rate / NUM / generator.sample_rate:.2f}x real time each):\n"
         + "".join(f"  {path}\n" for path in paths)
@@ -71,7 +63,7 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Evalu
         f"  samplernn train YOUR_FOLDER\n"
         f"  tensorboard --logdir {outcome.folder.parent}"
     )
-    return result
+    return outcome.test
 
 
 def _draw(split: dict[str, list[list[object]]], config: Config, paths: list[Path], picture: Path) -> None:

@@ -33,7 +33,7 @@ class RNN(nn.Module):
         if config.learn_h0:
             self.h0 = nn.Parameter(h0)
         else:
-            self.register_buffer("h0", h0, persistent=False)
+            self.register_buffer("h0", h0)
         initialise(self.layers, config.forget_bias)
 
     def initial_state(self, batch_size: int) -> Tensor:

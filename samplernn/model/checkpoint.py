@@ -65,9 +65,10 @@ class Checkpoint:
         Raises:
             UserError: the weights do not fit the configuration.
         """
-        model = SampleRNN(self.config.model)
+        with torch.device("meta"):  # no time spent on initial values, no random numbers drawn
+            model = SampleRNN(self.config.model)
         try:
-            model.load_state_dict(self.weights)
+            model.load_state_dict(self.weights, assign=True)
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
             raise UserError(
@@ -129,7 +130,7 @@ def load(path: str | Path) -> Checkpoint:
     if file.name.endswith(".safetensors"):
         return _load_export(file)
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{file}: damaged, or not a checkpoint of samplernn") from error
     if not isinstance(saved, dict) or ENTRY not in saved:
@@ -206,6 +207,10 @@ def _load_export(file: Path) -> Checkpoint:
     return from_entry(entry, tensors, file)
 
 
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _model_card(checkpoint: Checkpoint, folder: Path) -> str:
     model, data, results = checkpoint.config.model, checkpoint.config.data, checkpoint.results
     parameters = sum(value.numel() for value in checkpoint.weights.values())
@@ -216,7 +221,7 @@ def _model_card(checkpoint: Checkpoint, folder: Path) -> str:
         "codes": f"{model.q_levels}, {model.quantization}",
         "sample rate": f"{data.sample_rate} Hz",
         "weights (SHA-256)": checkpoint.weights_hash()[:16],
-        **{name.replace("_", " "): value for name, value in results.items() if value is not None},
+        **{name.replace("_", " "): _short(value) for name, value in results.items() if value is not None},
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""# {folder.resolve().name}: a SampleRNN model

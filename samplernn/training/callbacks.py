@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from samplernn import plots
 from samplernn.audio.io import WavSink
-from samplernn.config import Config
+from samplernn.config import Config, to_dict
 from samplernn.generation.sampling import Sampling
 from samplernn.generation.stream import BLOCK_SECONDS, Generator, Request
 from samplernn.model.checkpoint import Checkpoint
@@ -159,7 +159,9 @@ class Metrics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
+        assert isinstance(pl_module, TrainingModule)
         for logger in trainer.loggers:
+            logger.log_hyperparams(to_dict(pl_module.config))
             if isinstance(logger, MetricsFile):
                 logger.rewind(trainer.global_step)
 

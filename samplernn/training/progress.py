@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from samplernn.model.baselines import BaselineBits, verdict
 from samplernn.training.callbacks import Metrics
 from samplernn.training.module import TrainingModule
 
@@ -23,10 +24,12 @@ class ProgressDisplay(pl.Callback):
 
     Args:
         metrics: where the numbers come from.
+        baselines: on the validation audio.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, baselines: BaselineBits) -> None:
         self._metrics = metrics
+        self._baselines = baselines
         self._console = Console(file=sys.stderr, highlight=False)
         self._bar: Progress | None = None
         self._printed_at = 0.0
@@ -72,7 +75,8 @@ class ProgressDisplay(pl.Callback):
             best = "  (best so far)" if bits <= pl_module.best_bits else f"  (best {pl_module.best_bits:.3f})"
             minutes = pl_module.clock.seconds / 60
             self._console.print(
-                f"step {trainer.global_step:>7}  {minutes:6.1f} min  validation {bits:.3f} bits{best}",
+                f"step {trainer.global_step:>7}  {minutes:6.1f} min  validation {bits:.3f} bits{best}: "
+                f"{verdict(bits, self._baselines)}",
                 soft_wrap=True,
             )
 

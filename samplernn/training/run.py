@@ -22,18 +22,21 @@ from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, Split, locate, prepare, split
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, to_dict
-from samplernn.model.baselines import BaselineBits, baseline_bits, verdict
-from samplernn.model.checkpoint import Checkpoint
+from samplernn.model.baselines import BaselineBits, baseline_bits
+from samplernn.model.checkpoint import Checkpoint, load
 from samplernn.model.quantize import Quantizer
 from samplernn.training.callbacks import Checkpoints, Metrics, Samples, Stopping
 from samplernn.training.data import CorpusModule
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import TrainingModule
 from samplernn.training.progress import ProgressDisplay
-from samplernn.training.scoring import Spans, at_most, pair_counts
+from samplernn.training.scoring import Score, Spans, at_most, pair_counts, score_spans
 
 RUNS = Path("runs")
 """Where runs live, under the current directory."""
+
+
+_PROBLEMS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,10 @@ class Outcome:
     step: int
     reason: str
     """Why."""
-    bits_per_sample: float
-    """Best on validation."""
-    baselines: BaselineBits
-    """On the same samples."""
-    verdict: str
+    validation: Score
+    """Of the best checkpoint."""
+    test: Score
+    """Of the best checkpoint, on at most `data.validation_duration` seconds."""
 
 
 def start(folder: str | Path, config: Config | None = None, name: str | None = None) -> Outcome:
@@ -207,23 +209,35 @@ def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outc
     samples = Samples(run.path / "samples", config, facts, recording)
     callbacks: list[pl.Callback] = [metrics, checkpoints, samples, stopping]
     if config.trainer.enable_progress_bar:
-        callbacks.append(ProgressDisplay(metrics))
+        callbacks.append(ProgressDisplay(metrics, baselines))
     trainer = _trainer(run, config, callbacks)
     resume_from = run.last if run.last.exists() else None
+    if resume_from:
+        say(f"continuing from {resume_from}")
     try:
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     except BaseException:
         run.write_facts(state="interrupted")
         raise
-    run.write_facts(state="finished", reason=stopping.reason, step=trainer.global_step)
+    test = _test(run, corpus, parts)
+    run.write_facts(state="finished", reason=stopping.reason, step=trainer.global_step, test=test.to_dict())
     return Outcome(
         folder=run.path,
         step=trainer.global_step,
         reason=stopping.reason,
-        bits_per_sample=module.best_bits,
-        baselines=baselines,
-        verdict=verdict(module.best_bits, baselines),
+        validation=Score(
+            module.best_bits, sum(stop - start for _, start, stop in held_out), baselines, "validation"
+        ),
+        test=test,
     )
+
+
+def _test(run: RunFolder, corpus: Corpus, parts: Split) -> Score:
+    """Score the best checkpoint on audio that neither training nor validation has heard."""
+    checkpoint = load(run.path)
+    longest = round(checkpoint.config.data.validation_duration * corpus.sample_rate)
+    spans = at_most(locate(corpus, parts.test), longest)
+    return score_spans(checkpoint, corpus, spans, "test")
 
 
 def _trainer(run: RunFolder, config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -280,6 +294,10 @@ def _announce(
         part: sum(span.stop - span.start for span in getattr(parts, part)) / corpus.sample_rate / 60
         for part in ("train", "validation", "test")
     }
+    for problem in corpus.problems[:_PROBLEMS_SHOWN]:
+        say(f"  {problem}")
+    if len(corpus.problems) > _PROBLEMS_SHOWN:
+        say(f"  … and {len(corpus.problems) - _PROBLEMS_SHOWN} more files with problems")
     say(f"{corpus.folder}: {len(corpus.files)} files, {corpus.duration / 60:.1f} minutes usable")
     say("split: " + ", ".join(f"{part} {length:.1f} min" for part, length in minutes.items()))
     say(

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 
 from samplernn.audio.corpus import AudioFile, Corpus
 from samplernn.audio.lanes import Chunk, Lanes, Segment
-from samplernn.model.baselines import PairCounts, count_pairs
+from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits, count_pairs, verdict
+from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.heads import BITS_PER_NAT, softmax_nll
 from samplernn.model.network import SampleRNN, State
 
 Spans = Sequence[tuple[AudioFile, int, int]]
 """Stretches of files: (file, start, stop) in samples."""
 _CHUNK = 8192
-_COUNT_BLOCK = 1 << 22
 
 
 class Batch(NamedTuple):
@@ -37,6 +40,44 @@ class Batch(NamedTuple):
 def to_batch(chunk: Chunk) -> Batch:
     """Wrap the arrays of a chunk."""
     return Batch(*(torch.from_numpy(array) for array in chunk))
+
+
+@dataclass(frozen=True)
+class Score:
+    """Bits per sample of a model and of its yardsticks on some audio."""
+
+    bits_per_sample: float
+    num_samples: int
+    baselines: BaselineBits
+    split: str
+    """What was scored: a part of the training corpus, or ``all``."""
+
+    @property
+    def verdict(self) -> str:
+        """One plain sentence."""
+        return verdict(self.bits_per_sample, self.baselines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "bits_per_sample": self.bits_per_sample,
+            "num_samples": self.num_samples,
+            "baselines": self.baselines.to_dict(),
+            "split": self.split,
+            "verdict": self.verdict,
+        }
+
+
+def table(*scores: Score) -> str:
+    """Scores for people to read, a line each."""
+    lines = ["bits per sample (lower is better)   model  previous sample  unigram  uniform"]
+    for one in scores:
+        yardsticks = one.baselines
+        lines.append(
+            f"{one.split:>33}  {one.bits_per_sample:6.3f}  {yardsticks.previous_sample:15.3f}  "
+            f"{yardsticks.unigram:7.3f}  {yardsticks.uniform:7.3f}"
+        )
+    return "\n".join(lines)
 
 
 @dataclass
@@ -108,6 +149,30 @@ def score(model: SampleRNN, batches: Iterable[Batch], int16_to_code: Tensor) -> 
         nats, state = score_chunk(model, codes, batch, state)
         count.add(nats.item(), int(batch.mask.sum()))
     return count
+
+
+def score_spans(
+    checkpoint: Checkpoint, corpus: Corpus, spans: Spans, split: str, progress: bool = True
+) -> Score:
+    """Score a checkpoint and its baselines on some audio.
+
+    Args:
+        checkpoint: the model; its gain is used, not the corpus's.
+        corpus: holds the audio.
+        spans: what to score.
+        split: what the spans are called.
+        progress: show a bar on a terminal.
+    """
+    config, model = checkpoint.config, checkpoint.build()
+    codes = checkpoint.quantizer.int16_to_code(checkpoint.gain)
+    lanes = evaluation_lanes(corpus, spans, model, config.data.batch_size)
+    hidden = not (progress and sys.stderr.isatty())
+    with Progress(console=Console(file=sys.stderr), transient=True, disable=hidden) as bar:
+        chunks = bar.track(lanes.chunks(epoch=0), total=len(lanes), description=f"scoring {split}")
+        count = score(model, map(to_batch, chunks), codes)
+    evaluated = pair_counts(corpus, spans, codes.numpy(), config.model.q_levels)
+    baselines = baseline_bits(checkpoint.pair_counts, evaluated)
+    return Score(count.bits_per_sample, count.num_samples, baselines, split)
 
 
 def pair_counts(corpus: Corpus, spans: Spans, int16_to_code: NDArray[np.int64], q_levels: int) -> PairCounts:

@@ -77,7 +77,7 @@ def test_tensorboard_has_curves_audio_and_pictures(trained_run: Path) -> None:
 def test_training_learns(tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = run.start(clips, _config(max_steps=60, val_check_interval=60))
-    assert outcome.bits_per_sample < outcome.baselines.unigram
+    assert outcome.validation.bits_per_sample < outcome.validation.baselines.unigram
     assert outcome.folder == Path("runs/clips")
 
 
@@ -184,7 +184,7 @@ def test_a_run_ends_by_epochs_and_by_time(
     by_time = from_dict(Config, merged(merged(TOY, options), {"trainer": {"max_time": "00:00:00:01"}}))
     outcome = run.start(clips, by_time, "time")
     assert outcome.reason == "trainer.max_time is reached"
-    assert outcome.bits_per_sample > 0
+    assert outcome.test.bits_per_sample > 0
 
 
 def test_without_limits_a_run_ends_when_it_no_longer_improves(
