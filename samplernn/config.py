@@ -99,8 +99,9 @@ class DataConfig:
     """Samples per chunk of truncated backpropagation, a multiple of the largest frame."""
     segment_duration: float = 8.0
     """Seconds of contiguous audio that a lane reads before its state is reset."""
-    validation_duration: float = 300.0
-    """Validation during training scores at most this many seconds (`evaluate` scores all)."""
+    validation_duration: float = 120.0
+    """Training validates, and at its end tests, on at most this many seconds, taken from all over the
+    held-out files (`evaluate` scores everything)."""
     split_seed: int = 0
     """Decides which files are held out for validation and test."""
     cache_dir: str | None = None

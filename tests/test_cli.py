@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from samplernn.cli import VERBS, main
-from samplernn.config import UserError
+from samplernn.config import Config, UserError
 from samplernn.options import parse
 from tests.conftest import toy_arguments
 
@@ -111,6 +111,33 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert "usage: samplernn" in capsys.readouterr().out
 
 
+def test_unusable_files_are_named_and_the_rest_trains(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clips / "guitar", "mixed")
+    Path("mixed/notes.wav").write_text("these are only words")
+    Path("mixed/nothing.flac").touch()
+    Path("mixed/voice.m4a").write_bytes(b"....ftypM4A ")
+    assert main(["train", "mixed", *toy_arguments()]) == 0
+    said = capsys.readouterr().err
+    for name in ("notes.wav", "nothing.flac", "voice.m4a"):
+        assert len([line for line in said.splitlines() if name in line and ";" in line]) == 1
+    assert "4 files" in said
+    assert "better than" in said or "worse than" in said
+
+
+def test_a_folder_without_usable_audio_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad").mkdir()
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / "bad" / name).write_text("words")
+    assert "a.wav" in _fails(["train", "bad", "--name", "x"], capsys)
+    assert not Path("runs").exists()
+
+
 def test_evaluate_prints_one_json_object_and_nothing_else(trained_run: Path, clips: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "samplernn", "evaluate", str(trained_run), str(clips), "--json"],
@@ -158,3 +185,23 @@ def test_every_command_of_the_readme_runs_at_toy_size(
             argv += ["--duration", "0.05"]
         assert main(argv) == 0, command
     assert (tmp_path / "runs").is_dir()
+
+
+def test_the_python_of_the_readme_runs_at_toy_size(
+    tmp_path: Path,
+    clips: Path,
+    toy_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clips / "tabla", "my-audio")
+    (program,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.S)
+    program = program.replace('name="second"', 'name="second", config=toy').replace(
+        "duration=30", "duration=0.1"
+    )
+    names: dict[str, object] = {"toy": toy_config}
+    exec(program, names)
+    assert float(capsys.readouterr().out) > 0
+    assert sorted(path.name for path in Path("generated").glob("*.wav")) == [f"{i:03}.wav" for i in range(4)]
+    assert names["block"].shape == (1, 400)  # type: ignore[attr-defined]

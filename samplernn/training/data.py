@@ -11,7 +11,7 @@ from samplernn.audio.corpus import Corpus, Split, locate
 from samplernn.audio.lanes import Lanes, cut
 from samplernn.config import Config, UserError
 from samplernn.model.network import SampleRNN
-from samplernn.training.scoring import Batch, at_most, evaluation_lanes, to_batch
+from samplernn.training.scoring import Batch, evaluation_lanes, quick_check, to_batch
 
 
 class LaneLoader:
@@ -105,9 +105,7 @@ class CorpusModule(pl.LightningDataModule):
     def val_dataloader(self) -> EvaluationLoader:
         """Whole files, as many as `data.validation_duration` holds."""
         data = self.config.data
-        spans = at_most(
-            locate(self.corpus, self.split.validation), round(data.validation_duration * data.sample_rate)
-        )
+        spans = quick_check(locate(self.corpus, self.split.validation), data)
         if not spans:
             raise UserError(f"{self.corpus.folder}: none of this run's validation audio is there any more")
         return EvaluationLoader(

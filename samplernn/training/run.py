@@ -30,7 +30,7 @@ from samplernn.training.data import CorpusModule
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import TrainingModule
 from samplernn.training.progress import ProgressDisplay
-from samplernn.training.scoring import Score, Spans, at_most, pair_counts, score_spans
+from samplernn.training.scoring import Score, Spans, pair_counts, quick_check, score_spans
 
 RUNS = Path("runs")
 """Where runs live, under the current directory."""
@@ -194,9 +194,7 @@ def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outc
         pair_counts=pair_counts(corpus, locate(corpus, parts.train), codes, config.model.q_levels),
         split=parts.to_dict(),
     )
-    held_out = at_most(
-        locate(corpus, parts.validation), round(config.data.validation_duration * corpus.sample_rate)
-    )
+    held_out = quick_check(locate(corpus, parts.validation), config.data)
     baselines = baseline_bits(facts.pair_counts, pair_counts(corpus, held_out, codes, config.model.q_levels))
     module = TrainingModule(facts, planned_steps_per_epoch=1)
     data = CorpusModule(config, corpus, parts, module.model)
@@ -235,8 +233,7 @@ def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outc
 def _test(run: RunFolder, corpus: Corpus, parts: Split) -> Score:
     """Score the best checkpoint on audio that neither training nor validation has heard."""
     checkpoint = load(run.path)
-    longest = round(checkpoint.config.data.validation_duration * corpus.sample_rate)
-    spans = at_most(locate(corpus, parts.test), longest)
+    spans = quick_check(locate(corpus, parts.test), checkpoint.config.data)
     return score_spans(checkpoint, corpus, spans, "test")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from samplernn.audio.corpus import AudioFile, Corpus
 from samplernn.audio.lanes import Chunk, Lanes, Segment
+from samplernn.config import DataConfig
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits, count_pairs, verdict
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.heads import BITS_PER_NAT, softmax_nll
@@ -184,12 +185,26 @@ def pair_counts(corpus: Corpus, spans: Spans, int16_to_code: NDArray[np.int64], 
     return total
 
 
-def at_most(spans: Spans, num_samples: int) -> list[tuple[AudioFile, int, int]]:
-    """The first spans up to `num_samples` in all, the last one shortened."""
-    kept, left = [], num_samples
-    for file, start, stop in spans:
-        if left <= 0:
-            break
-        kept.append((file, start, min(stop, start + left)))
-        left -= stop - start
-    return kept
+def at_most(spans: Spans, num_samples: int, at_least: int = 0) -> list[tuple[AudioFile, int, int]]:
+    """A selection of about `num_samples` from all over the spans; all of them if they are no more.
+
+    Args:
+        spans: what there is.
+        num_samples: how much to take in all.
+        at_least: no span is cut shorter than this; rather, fewer spans are taken.
+
+    Returns:
+        Evenly chosen spans, each cut to the same length (shorter spans stay whole).
+    """
+    if sum(stop - start for _, start, stop in spans) <= num_samples:
+        return list(spans)
+    count = min(len(spans), max(1, num_samples // max(1, at_least)))
+    share = num_samples // count
+    chosen = (spans[index * len(spans) // count] for index in range(count))
+    return [(file, start, min(stop, start + share)) for file, start, stop in chosen]
+
+
+def quick_check(spans: Spans, data: DataConfig) -> list[tuple[AudioFile, int, int]]:
+    """What is scored during training: at most `data.validation_duration`, in pieces of 10 s or more."""
+    rate = data.sample_rate
+    return at_most(spans, round(data.validation_duration * rate), at_least=10 * rate)

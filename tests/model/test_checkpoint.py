@@ -72,6 +72,7 @@ class _Malicious:
         return (Path.touch, (Path("executed"),))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"samplernn": _Malicious()}, "bad.ckpt")

@@ -91,10 +91,10 @@ def test_pair_counts_count_every_sample_once(clips: Path) -> None:
     assert np.array_equal(pair_counts(corpus, spans, codes_of, 64), count_pairs(streams, 64))
 
 
-def test_at_most_shortens_the_last_span(clips: Path) -> None:
-    corpus = prepare(clips / "guitar", 4000)
-    first, second = corpus.files[:2]
-    spans = [(first, 0, first.num_samples), (second, 0, second.num_samples)]
-    assert at_most(spans, first.num_samples + 5) == [spans[0], (second, 0, 5)]
-    assert at_most(spans, 10) == [(first, 0, 10)]
+def test_a_quick_check_takes_evenly_from_all_over(clips: Path) -> None:
+    corpus = prepare(clips / "piano", 4000)
+    spans = [(file, 0, file.num_samples) for file in corpus.files]  # three of 15 s
     assert at_most(spans, 10**9) == spans
+    assert at_most(spans, 30_000) == [(file, 0, 10_000) for file in corpus.files]
+    assert at_most(spans, 30_000, at_least=15_000) == [(spans[0][0], 0, 15_000), (spans[1][0], 0, 15_000)]
+    assert at_most(spans, 5_000, at_least=15_000) == [(spans[0][0], 0, 5_000)]

@@ -72,7 +72,7 @@ def test_every_parameter_has_a_gradient_without_resets_and_without_real_samples(
     for reset, real in (([False, False], 64), ([True, False], 64), ([False, False], 0)):
         module.zero_grad()
         loss = module.training_step(_batch(1, reset, real), 0)
-        assert math.isfinite(loss)
+        assert math.isfinite(loss.item())
         loss.backward()
         missing = [name for name, parameter in module.model.named_parameters() if parameter.grad is None]
         assert missing == []

@@ -17,10 +17,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
 from samplernn.model.checkpoint import load
 from samplernn.model.network import SampleRNN
 from samplernn.training import run
+from samplernn.training.scoring import quick_check, score_spans
 from tests.conftest import TOY, toy_arguments
 
 
@@ -54,6 +56,17 @@ def test_a_run_ends_with_a_validation_even_in_the_middle_of_an_epoch(trained_run
     """val_check_interval is 4, max_steps 6: validations at 4 and, by the end, at 6."""
     validated = [int(row["step"]) for row in _rows(trained_run) if row["validation/bits_per_sample"]]
     assert validated == [4, 6]
+
+
+def test_a_run_ends_with_the_score_of_its_best_checkpoint_on_the_test_split(
+    trained_run: Path, clips: Path
+) -> None:
+    said = json.loads((trained_run / "run.json").read_text())["test"]
+    checkpoint = load(trained_run)
+    corpus = prepare(clips, 4000)
+    spans = quick_check(locate(corpus, Split.from_dict(checkpoint.split).test), checkpoint.config.data)
+    assert said == score_spans(checkpoint, corpus, spans, "test").to_dict()
+    assert said["num_samples"] == 4000  # validation_duration 1 s
 
 
 def test_training_metrics_are_logged_at_their_interval_with_one_row_per_step(trained_run: Path) -> None:
