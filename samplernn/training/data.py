@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 
 from samplernn.audio.corpus import Corpus, Split, locate
 from samplernn.audio.lanes import Lanes, cut
-from samplernn.config import Config, UserError
+from samplernn.config import Config
 from samplernn.model.network import SampleRNN
 from samplernn.training.scoring import Batch, evaluation_lanes, quick_check, to_batch
 
@@ -89,8 +89,6 @@ class CorpusModule(pl.LightningDataModule):
         data = self.config.data
         segment_len = round(data.segment_duration * data.sample_rate)
         spans = locate(self.corpus, self.split.train)
-        if not spans:
-            raise UserError(f"{self.corpus.folder}: none of this run's training audio is there any more")
         segments = cut(spans, segment_len, data.tbptt_len, data.batch_size)
         lanes = Lanes(
             self.corpus,
@@ -106,8 +104,6 @@ class CorpusModule(pl.LightningDataModule):
         """Whole files, as many as `data.validation_duration` holds."""
         data = self.config.data
         spans = quick_check(locate(self.corpus, self.split.validation), data)
-        if not spans:
-            raise UserError(f"{self.corpus.folder}: none of this run's validation audio is there any more")
         return EvaluationLoader(
             evaluation_lanes(self.corpus, spans, self._model, data.batch_size, **self._ranks())
         )

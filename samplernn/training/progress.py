@@ -19,6 +19,10 @@ _PLAIN_INTERVAL = 10.0
 """Seconds between lines where standard error is not a terminal."""
 
 
+_MEMORISING_BITS = 0.1
+"""A validation this much above the best one is no noise."""
+
+
 class ProgressDisplay(pl.Callback):
     """A live bar on a terminal, otherwise a line every ten seconds; a line for each validation.
 
@@ -73,10 +77,12 @@ class ProgressDisplay(pl.Callback):
         if trainer.is_global_zero:
             bits = pl_module.validation_bits
             best = "  (best so far)" if bits <= pl_module.best_bits else f"  (best {pl_module.best_bits:.3f})"
+            said = verdict(bits, self._baselines)
+            if bits > pl_module.best_bits + _MEMORISING_BITS:
+                said = "it memorises its training audio; the best checkpoint is kept. More audio would help"
             minutes = pl_module.clock.seconds / 60
             self._console.print(
-                f"step {trainer.global_step:>7}  {minutes:6.1f} min  validation {bits:.3f} bits{best}: "
-                f"{verdict(bits, self._baselines)}",
+                f"step {trainer.global_step:>7}  {minutes:6.1f} min  validation {bits:.3f} bits{best}: {said}",
                 soft_wrap=True,
             )
 

@@ -34,8 +34,6 @@ from samplernn.training.scoring import Score, Spans, pair_counts, quick_check, s
 
 RUNS = Path("runs")
 """Where runs live, under the current directory."""
-
-
 _PROBLEMS_SHOWN = 10
 
 
@@ -101,7 +99,7 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
         Interrupted: a signal stopped it; it is saved.
     """
     config = config or Config()
-    run = RunFolder(RUNS / (name or free_name(Path(folder))))
+    run = _folder(name or free_name(Path(folder)))
     if (run.path / "config.yaml").exists():
         raise UserError(f"{run.path}: this run exists. Continue it with --resume, or choose another --name")
     corpus = prepare(folder, config.data.sample_rate, config.data.cache_dir)
@@ -132,7 +130,7 @@ def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None 
         UserError: no such run, or an option that cannot change.
         Interrupted: a signal stopped it; it is saved.
     """
-    run = RunFolder(RUNS / name if name else newest())
+    run = _folder(name or newest().name)
     if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
         raise UserError(f"{run.path}: no such run; there are: {', '.join(names()) or 'none'}")
     saved = yaml.safe_load((run.path / "config.yaml").read_text("utf-8"))
@@ -167,6 +165,12 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in RUNS.glob("*/run.json"))
 
 
+def _folder(name: str) -> RunFolder:
+    if Path(name).name != name or name == "..":
+        raise UserError(f"--name {name}: a run's name is one folder below {RUNS}, without slashes")
+    return RunFolder(RUNS / name)
+
+
 def _last_written(run: Path) -> float:
     return max(path.stat().st_mtime for path in (run / "run.json", *run.glob("checkpoints/*.ckpt")))
 
@@ -185,21 +189,16 @@ def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outc
     """Fit, from the last checkpoint if there is one, and judge the result."""
     _quiet()
     pl.seed_everything(config.seed_everything, verbose=False)
-    quantizer = Quantizer(config.model.q_levels, config.model.quantization)
-    codes = quantizer.int16_to_code(corpus.gain).numpy()
-    facts = Checkpoint(
-        config=config,
-        weights={},
-        gain=corpus.gain,
-        pair_counts=pair_counts(corpus, locate(corpus, parts.train), codes, config.model.q_levels),
-        split=parts.to_dict(),
-    )
+    _report(corpus, parts)
+    codes = Quantizer(config.model.q_levels, config.model.quantization).int16_to_code(corpus.gain).numpy()
+    counts = pair_counts(corpus, locate(corpus, parts.train), codes, config.model.q_levels)
+    facts = Checkpoint(config, {}, gain=corpus.gain, pair_counts=counts, split=parts.to_dict())
     held_out = quick_check(locate(corpus, parts.validation), config.data)
-    baselines = baseline_bits(facts.pair_counts, pair_counts(corpus, held_out, codes, config.model.q_levels))
+    baselines = baseline_bits(counts, pair_counts(corpus, held_out, codes, config.model.q_levels))
     module = TrainingModule(facts, planned_steps_per_epoch=1)
     data = CorpusModule(config, corpus, parts, module.model)
     module.planned_steps_per_epoch = len(data.train_dataloader())
-    _announce(run, config, corpus, module, baselines)
+    _announce(run, module, baselines)
     checkpoints = Checkpoints(run.path / "checkpoints", config)
     stopping = Stopping(checkpoints.save_last)
     metrics = Metrics()
@@ -219,15 +218,9 @@ def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outc
         raise
     test = _test(run, corpus, parts)
     run.write_facts(state="finished", reason=stopping.reason, step=trainer.global_step, test=test.to_dict())
-    return Outcome(
-        folder=run.path,
-        step=trainer.global_step,
-        reason=stopping.reason,
-        validation=Score(
-            module.best_bits, sum(stop - start for _, start, stop in held_out), baselines, "validation"
-        ),
-        test=test,
-    )
+    num_validated = sum(stop - start for _, start, stop in held_out)
+    validation = Score(module.best_bits, num_validated, baselines, "validation")
+    return Outcome(run.path, trainer.global_step, stopping.reason, validation, test)
 
 
 def _test(run: RunFolder, corpus: Corpus, parts: Split) -> Score:
@@ -281,22 +274,34 @@ def _beginning(corpus: Corpus, spans: Spans, num_samples: int) -> NDArray[np.int
     return corpus.read(file, start, min(stop, start + num_samples))
 
 
-def _announce(
-    run: RunFolder, config: Config, corpus: Corpus, module: TrainingModule, baselines: BaselineBits
-) -> None:
-    """Say what is about to happen."""
-    millions = sum(parameter.numel() for parameter in module.model.parameters()) / 1e6
-    parts = Split.from_dict(module.facts.split)
-    minutes = {
-        part: sum(span.stop - span.start for span in getattr(parts, part)) / corpus.sample_rate / 60
-        for part in ("train", "validation", "test")
-    }
+def _report(corpus: Corpus, parts: Split) -> None:
+    """Say what was found in the folder and how it is split.
+
+    Raises:
+        UserError: a part has no audio (any more).
+    """
     for problem in corpus.problems[:_PROBLEMS_SHOWN]:
         say(f"  {problem}")
     if len(corpus.problems) > _PROBLEMS_SHOWN:
-        say(f"  … and {len(corpus.problems) - _PROBLEMS_SHOWN} more files with problems")
+        say(f"  … and {len(corpus.problems) - _PROBLEMS_SHOWN} more problems")
     say(f"{corpus.folder}: {len(corpus.files)} files, {corpus.duration / 60:.1f} minutes usable")
-    say("split: " + ", ".join(f"{part} {length:.1f} min" for part, length in minutes.items()))
+    lengths = []
+    for part in ("train", "validation", "test"):
+        spans = getattr(parts, part)
+        found = locate(corpus, spans)
+        if not found:
+            raise UserError(f"{corpus.folder}: none of this run's {part} audio is there any more")
+        if len(found) < len(spans):
+            say(f"  {len(spans) - len(found)} of {len(spans)} {part} files are not there any more")
+        minutes = sum(stop - start for _, start, stop in found) / corpus.sample_rate / 60
+        lengths.append(f"{part} {minutes:.1f} min")
+    say(f"split: {', '.join(lengths)}")
+
+
+def _announce(run: RunFolder, module: TrainingModule, baselines: BaselineBits) -> None:
+    """Say what is about to be trained, and what it must beat."""
+    config = module.config
+    millions = sum(parameter.numel() for parameter in module.model.parameters()) / 1e6
     say(
         f"model: {config.model.n_tiers} tiers, {millions:.2f} M parameters; {module.planned_steps_per_epoch} "
         f"steps of {config.data.batch_size} x {config.data.tbptt_len} samples per epoch"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,6 +182,30 @@ def test_training_goes_on_where_the_audio_was_moved_to(run_copy: Path, clips: Pa
     outcome = run.resume("toy", {"trainer": {"max_steps": 7}}, folder=clips)
     assert outcome is not None
     assert outcome.step == 7
+
+
+def test_audio_that_is_gone_is_reported_and_what_is_needed_is_missed(
+    run_copy: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thinned = tmp_path / "thinned"
+    shutil.copytree(clips, thinned)
+    files = run.RunFolder(run_copy).facts["split"]
+    (thinned / files["train"][0][0]).unlink()
+    assert run.resume("toy", {"trainer": {"max_steps": 7}}, folder=thinned) is not None
+    assert f"1 of {len(files['train'])} train files are not there any more" in capsys.readouterr().err
+    for path, *_ in files["test"]:
+        (thinned / path).unlink()
+    with pytest.raises(UserError, match="test audio"):
+        run.resume("toy", {"trainer": {"max_steps": 8}}, folder=thinned)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../elsewhere", "/tmp/x", ".."])
+def test_a_name_is_one_folder(
+    name: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="without slashes"):
+        run.start(clips, _config(), name)
 
 
 def test_a_run_ends_by_epochs_and_by_time(
