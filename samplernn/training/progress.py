@@ -80,11 +80,8 @@ class ProgressDisplay(pl.Callback):
             said = verdict(bits, self._baselines)
             if bits > pl_module.best_bits + _MEMORISING_BITS:
                 said = "it memorises its training audio; the best checkpoint is kept. More audio would help"
-            minutes = pl_module.clock.seconds / 60
-            self._console.print(
-                f"step {trainer.global_step:>7}  {minutes:6.1f} min  validation {bits:.3f} bits{best}: {said}",
-                soft_wrap=True,
-            )
+            when = f"step {trainer.global_step:>7}  {_clock(pl_module.clock.seconds)}"
+            self._console.print(f"{when}  validation {bits:.3f} bits{best}: {said}", soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
