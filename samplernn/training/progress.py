@@ -19,7 +19,7 @@ _PLAIN_INTERVAL = 10.0
 """Seconds between lines where standard error is not a terminal."""
 
 
-_MEMORISING_BITS = 0.1
+_WORSE_BITS = 0.1
 """A validation this much above the best one is no noise."""
 
 
@@ -77,9 +77,8 @@ class ProgressDisplay(pl.Callback):
         if trainer.is_global_zero:
             bits = pl_module.validation_bits
             best = "  (best so far)" if bits <= pl_module.best_bits else f"  (best {pl_module.best_bits:.3f})"
-            said = verdict(bits, self._baselines)
-            if bits > pl_module.best_bits + _MEMORISING_BITS:
-                said = "it memorises its training audio; the best checkpoint is kept. More audio would help"
+            train_bits = self._metrics.latest.get("train/bits_per_sample", math.nan)
+            said = diagnosis(bits, pl_module.best_bits, train_bits) or verdict(bits, self._baselines)
             when = f"step {trainer.global_step:>7}  {_clock(pl_module.clock.seconds)}"
             self._console.print(f"{when}  validation {bits:.3f} bits{best}: {said}", soft_wrap=True)
 
@@ -108,6 +107,15 @@ class ProgressDisplay(pl.Callback):
             f"step {trainer.global_step}  {now:.3f} bits now{best}  "
             f"{latest.get('train/samples_per_s', 0):,.0f} samples/s  {_clock(module.clock.seconds)}{left}"
         )
+
+
+def diagnosis(validation_bits: float, best_bits: float, train_bits: float) -> str | None:
+    """What it means that a validation is clearly worse than the best one; None if it is not."""
+    if validation_bits <= best_bits + _WORSE_BITS:
+        return None
+    if train_bits < best_bits:
+        return "it memorises its training audio; the best checkpoint is kept. More audio would help"
+    return "training has become unstable; the best checkpoint is kept. A lower optim.lr would help"
 
 
 def _clock(seconds: float) -> str:
