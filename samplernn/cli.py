@@ -41,13 +41,19 @@ def train(argv: list[str]) -> int:
             outcome = run.resume(options.name, options.changes, options.folder)
             if outcome is None:
                 name = options.name or run.newest().name
-                run.say(f"{run.RUNS / name}: already finished. A later --trainer.max_steps gives it more")
+                run.say(
+                    f"{run.RUNS / name}: already finished. A later limit or more optim.patience continues it"
+                )
                 return 0
         else:
             assert options.folder is not None
             outcome = run.start(options.folder, options.config, options.name)
     except Interrupted as interrupted:
-        run.say(f"\nstopped by {interrupted}, saved. Continue with: samplernn train --resume")
+        saved = "saved" if interrupted.saved else "unsaved since the last checkpoint"
+        run.say(
+            f"\nstopped by {interrupted}, {saved}. "
+            f"Continue with: samplernn train --resume --name {interrupted.run}"
+        )
         return 128 + interrupted.signal_number
     run.say(
         f"\nfinished after {outcome.step} steps: {outcome.reason}.\n"

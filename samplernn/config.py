@@ -192,6 +192,7 @@ class SamplesConfig:
         _require(self.num >= 0, f"samples.num must not be negative, got {self.num}")
         _require(0 < self.duration < math.inf, f"samples.duration must be above 0 s, got {self.duration}")
         _require(self.temperature >= 0, f"samples.temperature must not be negative, got {self.temperature}")
+        _require(0 <= self.seed < 2**64, f"samples.seed must be from 0 to 2**64 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,8 @@ class TrainerConfig:
     """Machines."""
     strategy: str = "auto"
     """`auto`, `ddp`, …"""
-    precision: str = "32-true"
-    """`32-true` or `bf16-mixed`."""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
+    """Arithmetic of the network."""
     max_steps: int = -1
     """End after this many steps (-1: no limit)."""
     max_epochs: int = -1
@@ -285,6 +286,10 @@ class Config:
 
     def __post_init__(self) -> None:
         lookback = self.model.lookback
+        _require(
+            0 <= self.seed_everything < 2**32,
+            f"seed_everything must be from 0 to 2**32 - 1, got {self.seed_everything}",
+        )
         nearest = max(1, round(self.data.tbptt_len / lookback)) * lookback
         _require(
             self.data.tbptt_len % lookback == 0,

@@ -28,6 +28,7 @@ def mel_spectrogram(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.fl
     from torchaudio.transforms import MelSpectrogram
 
     window = 2 ** round(np.log2(sample_rate * 0.064))
+    audio = np.pad(audio, (0, max(0, window - len(audio))))
     transform = MelSpectrogram(
         sample_rate, n_fft=window, hop_length=max(1, sample_rate // 100), n_mels=_MELS, f_min=30.0
     )

@@ -15,7 +15,7 @@ import pytest
 from samplernn.cli import VERBS, main
 from samplernn.config import Config, UserError
 from samplernn.options import parse
-from tests.conftest import toy_arguments
+from tests.conftest import CLIPS, toy_arguments
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -45,6 +45,11 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "x", "--config", "enormous"], "presets: demo"),
         (["train", "x", "--trainer.max_time", "10min"], "00:00:10:00"),
         (["train", "--resume", "--config", "small"], "leave --config out"),
+        (["train", str(CLIPS), "--trainer.precision", "bf16-mixe"], "trainer.precision"),
+        (["train", str(CLIPS), "--trainer.accelerator", "gpuu"], "gpuu"),
+        (["train", str(CLIPS), "--trainer.devices", "2"], "several devices"),
+        (["train", str(CLIPS), "--seed_everything", "-1"], "seed_everything"),
+        (["train", str(CLIPS), "--samples.seed", "-1"], "samples.seed"),
         (["generate"], "checkpoint"),
         (["generate", "nowhere"], "nowhere"),
         (["generate", "nowhere", "--num", "x"], "--num"),

@@ -32,7 +32,7 @@ def test_level_is_relative_to_full_scale_and_has_a_floor() -> None:
 
 
 def test_spectrograms_of_unequal_length_become_one_png(tmp_path: Path) -> None:
-    figure = plots.spectrograms({"one": _tone(300), "short": _tone(900)[:2000]}, 16000)
+    figure = plots.spectrograms({"one": _tone(300), "short": _tone(900)[:100]}, 16000)
     plots.save(figure, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     pixels = plots.pixels(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from samplernn import __version__
-from samplernn.audio.io import WavSink, load, to_int16
+from samplernn.audio.io import SUFFIXES, UNSUPPORTED, WavSink, load, to_int16
 from samplernn.config import UserError
 from samplernn.generation.sampling import Sampling
 from samplernn.generation.stream import Generator, Request
@@ -38,21 +39,25 @@ def output_paths(out: str | Path | None, num: int, overwrite: bool = False) -> l
     if out is None:
         out = Path("generated") / datetime.now().strftime("%Y%m%d-%H%M%S")
     out = Path(out)
+    if str(out) == "-":
+        raise UserError(
+            "--out -: streaming to standard output is not there yet; name a .wav file or a folder"
+        )
     if out.suffix.lower() == ".wav" and not out.is_dir():
         if num != 1:
             raise UserError(f"{out}: one file cannot hold {num} streams; name a folder, or use --num 1")
         paths = [out]
-    elif out.suffix and not out.is_dir():
-        raise UserError(f"{out}: name a .wav file or a folder")
+    elif out.suffix.lower() in SUFFIXES | UNSUPPORTED and not out.is_dir():
+        raise UserError(f"{out}: only .wav files can be written; name a .wav file or a folder")
     else:
         paths = [out / f"{stream:03}.wav" for stream in range(num)]
-    taken = [path for path in paths if path.exists()]
+    taken = [file for path in paths for file in (path, path.with_suffix(".json")) if file.exists()]
     if taken and not overwrite:
         raise UserError(f"{taken[0]}: exists already; choose another --out, or add --overwrite")
     return paths
 
 
-def load_prompt(path: str | Path, sample_rate: int) -> NDArray[np.int16]:
+def load_recording(path: str | Path, sample_rate: int) -> NDArray[np.int16]:
     """A recording of any format and rate as int16 ``[T]`` at `sample_rate`.
 
     Raises:
@@ -112,7 +117,7 @@ def generate(
         streams=tuple(range(num)),
         seed=seed,
         sampling=sampling,
-        prompt=None if prompt is None else load_prompt(prompt, rate),
+        prompt=None if prompt is None else load_recording(prompt, rate),
     )
     _say(f"{checkpoint.source}: engine {generator.engine.name}, {generator.engine.dtype}, {rate} Hz")
     facts = {"checkpoint": str(checkpoint.source), "prompt": None if prompt is None else str(prompt)}
@@ -172,21 +177,28 @@ def write_files(
                     sink.write(samples)
                 done += block.shape[1]
                 show.update(done)
-        except KeyboardInterrupt:
-            _say(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                _write_sidecars(generator, request, paths, done + len(before), facts or {})
+            if isinstance(error, KeyboardInterrupt):
+                _say(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
             raise
-        finally:
-            _write_sidecars(generator, request, paths, done + len(before), facts or {})
-    return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+    try:
+        _write_sidecars(generator, request, paths, done + len(before), facts or {})
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    return seconds
 
 
 def _write_sidecars(
     generator: Generator, request: Request, paths: list[Path], num_samples: int, facts: dict[str, Any]
 ) -> None:
+    weights = generator.checkpoint.weights_hash()
     for path, stream in zip(paths, request.streams, strict=True):
         made_by = {
             "samplernn": __version__,
-            "weights": generator.checkpoint.weights_hash(),
+            "weights": weights,
             "engine": generator.engine.name,
             "dtype": generator.engine.dtype,
             "sample_rate": generator.sample_rate,

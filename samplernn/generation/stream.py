@@ -42,6 +42,7 @@ class Request:
             raise UserError(f"duration is too short: {self.num_samples} samples")
         if not self.streams:
             raise UserError("num must be at least 1")
+        Randomness(self.seed, self.streams)  # raises on a seed out of range
 
 
 class Generator:

@@ -10,7 +10,7 @@ import yaml
 from samplernn import plots
 from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.config import Config, from_dict, presets
-from samplernn.generation.files import output_paths, write_files
+from samplernn.generation.files import load_recording, output_paths, write_files
 from samplernn.generation.sampling import Sampling
 from samplernn.generation.stream import Generator, Request
 from samplernn.model.checkpoint import load
@@ -68,12 +68,9 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score
 
 def _draw(split: dict[str, list[list[object]]], config: Config, paths: list[Path], picture: Path) -> None:
     """Generated audio above held-out audio."""
-    from samplernn.audio.io import load as load_audio
-    from samplernn.audio.io import to_int16
-
     corpus = prepare(clips(), config.data.sample_rate, config.data.cache_dir)
     rate = config.data.sample_rate
-    drawn = {f"generated: {path.name}": to_int16(load_audio(path, rate)) for path in paths}
+    drawn = {f"generated: {path.name}": load_recording(path, rate) for path in paths}
     for file, start, stop in locate(corpus, Split.from_dict(split).test)[:2]:
         drawn[f"held-out: {file.path}"] = corpus.read(file, start, min(stop, start + round(DURATION * rate)))
     plots.save(plots.spectrograms(drawn, rate), picture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from samplernn.audio.corpus import Corpus, Split, locate, prepare
@@ -46,10 +47,14 @@ def _spans(checkpoint: Checkpoint, corpus: Corpus, split: str) -> Spans:
     parts = {"train": [], **checkpoint.split}
     if split == "train" and not parts["train"]:
         raise UserError("an exported model does not list its training files: evaluate the run or its .ckpt")
-    spans = locate(corpus, getattr(Split.from_dict(parts), split))
+    wanted = getattr(Split.from_dict(parts), split)
+    spans = locate(corpus, wanted)
     if not spans:
         raise UserError(
             f"{corpus.folder}: holds none of the {split} files of this model's corpus; "
             "score the whole folder with --split all"
         )
+    if len(spans) < len(wanted):
+        missing = len(wanted) - len(spans)
+        print(f"{corpus.folder}: {missing} of {len(wanted)} {split} files are not there", file=sys.stderr)
     return spans

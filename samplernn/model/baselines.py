@@ -30,17 +30,21 @@ class BaselineBits:
         return asdict(self)
 
 
-def count_pairs(streams: Iterable[NDArray[np.int64]], q_levels: int) -> PairCounts:
-    """How often code b follows code a, ``[Q, Q]`` indexed ``[a, b]``.
+def count_pairs(pieces: Iterable[NDArray[np.int64]], q_levels: int) -> PairCounts:
+    """How often code b follows code a in one stream, ``[Q, Q]`` indexed ``[a, b]``.
 
     Args:
-        streams: contiguous codes, each ``[T]``. The sample before a stream's first counts as silence.
+        pieces: the stream's codes in pieces of any length, each ``[T]``. Silence counts as the sample
+            before the first.
         q_levels: number of codes.
     """
     counts = np.zeros(q_levels * q_levels, dtype=np.int64)
-    for codes in streams:
-        previous = np.concatenate([[q_levels // 2], codes[:-1]])
-        counts += np.bincount(previous * q_levels + codes, minlength=q_levels * q_levels)
+    last = q_levels // 2
+    for codes in pieces:
+        if len(codes):
+            previous = np.concatenate([[last], codes[:-1]])
+            counts += np.bincount(previous * q_levels + codes, minlength=q_levels * q_levels)
+            last = int(codes[-1])
     return counts.reshape(q_levels, q_levels)
 
 

@@ -63,8 +63,12 @@ class Checkpoint:
         """The network with its weights, in eval mode.
 
         Raises:
-            UserError: the weights do not fit the configuration.
+            UserError: the weights do not fit the configuration, or are not finite.
         """
+        if not all(value.isfinite().all() for value in self.weights.values()):
+            raise UserError(
+                f"{self.source}: its weights are not finite, training had diverged; use an earlier one"
+            )
         with torch.device("meta"):  # no time spent on initial values, no random numbers drawn
             model = SampleRNN(self.config.model)
         try:

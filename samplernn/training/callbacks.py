@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from samplernn.config import Config, to_dict
 from samplernn.generation.sampling import Sampling
 from samplernn.generation.stream import BLOCK_SECONDS, Generator, Request
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.training.data import lane_loader
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import TrainingModule
 
@@ -32,20 +35,28 @@ SAMPLING_SHARE = 0.1
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a completed step; everything is saved."""
+    """A signal ended the run.
 
-    def __init__(self, signal_number: int) -> None:
+    Args:
+        signal_number: which.
+        saved: everything up to the last completed step is in `last.ckpt`.
+    """
+
+    def __init__(self, signal_number: int, saved: bool) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
+        self.saved = saved
+        self.run = ""
+        """Name of the run, for `--resume --name`."""
 
 
 class Stopping(pl.Callback):
-    """Ends the run at the planned step, epoch or time, or, saved, at the step after a signal.
+    """Ends the run at its planned end, when it no longer improves, or, saved, at the step after a signal.
 
     A planned end goes through `trainer.should_stop`, which makes Lightning validate once more even
     in the middle of an epoch. A signal is only noted by its handler; all processes learn of it in
     the next step (`TrainingModule.stop_agreed`), save together and leave. A second SIGINT stops at
-    once.
+    once, unsaved.
 
     Args:
         save: writes the last checkpoint; called on all processes.
@@ -54,15 +65,16 @@ class Stopping(pl.Callback):
     def __init__(self, save: Callable[[pl.Trainer], None]) -> None:
         self._save = save
         self._signal = signal.SIGTERM
-        self._handlers: dict[int, Any] = {}
         self._module: TrainingModule | None = None
-        self.reason = "it no longer improves"
+        # Taken here, before Lightning sets its own, and put back at the end.
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.reason = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         self._module = pl_module
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._note)
+        for number in self._handlers:
+            signal.signal(number, self._note)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -70,31 +82,42 @@ class Stopping(pl.Callback):
         assert isinstance(pl_module, TrainingModule)
         if pl_module.stop_agreed:
             self._save(trainer)
-            raise Interrupted(self._signal)
-        config = pl_module.config.trainer
-        last_of_epoch = batch_idx + 1 >= trainer.num_training_batches
+            raise Interrupted(self._signal, saved=True)
+        config, loader = pl_module.config.trainer, lane_loader(trainer)
+        # One process's clock decides for all, or they would stop at different steps.
+        in_time = config.max_time is None or pl_module.clock.seconds < config.max_seconds
+        epochs_done = loader.epoch + (loader.position >= len(loader))
         reached = {
             "max_steps": 0 < config.max_steps <= trainer.global_step,
-            "max_epochs": last_of_epoch and 0 < config.max_epochs <= trainer.current_epoch + 1,
-            # One process's clock decides for all, or they would stop at different steps.
-            "max_time": trainer.strategy.broadcast(pl_module.clock.seconds >= config.max_seconds)
-            if config.max_time
-            else False,
+            "max_epochs": 0 < config.max_epochs <= epochs_done,
+            "max_time": not trainer.strategy.broadcast(in_time),
         }
         for limit, is_reached in reached.items():
             if is_reached:
-                self.reason = f"trainer.{limit} is reached"
-                trainer.should_stop = True
+                self._stop(trainer, f"trainer.{limit} is reached")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        patience = pl_module.config.optim.patience
+        if not math.isfinite(pl_module.validation_bits):
+            self._stop(trainer, "it has diverged; a lower optim.lr may help")
+        elif 0 < patience <= pl_module.validations_since_best:
+            pl_module.validations_since_best = 0  # resumed on purpose, it gets another chance
+            self._stop(trainer, "it no longer improves")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._handlers.clear()
+
+    def _stop(self, trainer: pl.Trainer, reason: str) -> None:
+        self.reason = self.reason or reason
+        trainer.should_stop = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         assert self._module is not None
         if number == signal.SIGINT and self._module.stop_requested:
-            raise KeyboardInterrupt
+            raise Interrupted(number, saved=False)
+        print("\nstopping after this step; Ctrl-C again stops at once, unsaved", file=sys.stderr, flush=True)
         self._signal = signal.Signals(number)
         self._module.stop_requested = True
 
@@ -115,10 +138,17 @@ class Checkpoints(pl.Callback):
         self._every_steps = config.checkpoint.every_steps
         self._every_seconds = config.checkpoint.every_minutes * 60
         self._saved_at = time.monotonic()
+        self._step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
         by_steps = self._every_steps > 0 and trainer.global_step % self._every_steps == 0
         by_time = self._every_seconds > 0 and time.monotonic() - self._saved_at >= self._every_seconds
         if by_steps or trainer.strategy.broadcast(by_time):
@@ -144,9 +174,18 @@ class Checkpoints(pl.Callback):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             if keep and path.exists():
-                path.replace(self.folder / keep)
+                _link(path, self.folder / keep)
             partial.replace(path)
         trainer.strategy.barrier()
+
+
+def _link(path: Path, other: Path) -> None:
+    """Make `other` a second name of a file, so that the first can be replaced and never be missing."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, other)
 
 
 class Metrics(pl.Callback):
@@ -156,9 +195,10 @@ class Metrics(pl.Callback):
         self.latest: dict[str, float] = {}
         self._since = time.monotonic()
         self._paused_at: float | None = None
+        self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = time.monotonic()
+        self._since, self._step = time.monotonic(), trainer.global_step
         assert isinstance(pl_module, TrainingModule)
         for logger in trainer.loggers:
             logger.log_hyperparams(to_dict(pl_module.config))
@@ -169,7 +209,10 @@ class Metrics(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        if trainer.global_step % pl_module.config.trainer.log_every_n_steps and not trainer.should_stop:
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        if self._step % pl_module.config.trainer.log_every_n_steps and not trainer.should_stop:
             return
         count = pl_module.read_train_bits()
         seconds = time.monotonic() - self._since
@@ -205,15 +248,15 @@ class Metrics(pl.Callback):
     def _publish(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         self.latest.update(metrics)
         for logger in trainer.loggers:
-            logger.log_metrics({"epoch": trainer.current_epoch, **metrics}, step=trainer.global_step)
+            logger.log_metrics({"epoch": lane_loader(trainer).epoch, **metrics}, step=trainer.global_step)
 
 
 class Samples(pl.Callback):
     """Generates audio at each validation: WAV files, a JSON beside each, a picture, the dashboard.
 
     The streams have fixed seeds, so that from one validation to the next only the model changes.
-    They are shortened, or skipped, where they would take more than a tenth of the run's time; the
-    last ones, at the end of the run, are always whole.
+    They are shortened, or skipped, where they would take more than a tenth of the run's time; only
+    the last ones, when the run ends by itself, are always whole.
 
     Args:
         folder: of the samples.
@@ -226,23 +269,41 @@ class Samples(pl.Callback):
         self.folder, self.config, self.facts, self.reference = folder, config.samples, facts, reference
         self.sample_rate = config.data.sample_rate
         self._spent = 0.0
-        self._samples_per_s = math.inf
+        self._samples_per_s: float | None = None
+        self._recording_is_shown = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         if self.config.num == 0 or not trainer.is_global_zero:
             return
-        started = time.monotonic()
-        budget = SAMPLING_SHARE * pl_module.clock.seconds - self._spent
+        if not math.isfinite(pl_module.validation_bits):
+            return
         num_samples = round(self.config.duration * self.sample_rate)
+        block = min(num_samples, round(BLOCK_SECONDS * self.sample_rate))
         if not trainer.should_stop:
-            num_samples = int(min(num_samples, budget * self._samples_per_s))
-        if num_samples >= BLOCK_SECONDS * self.sample_rate:
-            streams = self._generate(pl_module, num_samples)
-            self._store(trainer, streams, pl_module.validation_bits)
-            seconds = time.monotonic() - started
-            self._spent += seconds
-            self._samples_per_s = num_samples / seconds
+            if self._samples_per_s is None:  # the first time, try how long a block takes
+                self._timed(lambda: self._generate(pl_module, block), block)
+            num_samples = min(num_samples, self._affordable(pl_module.clock.seconds))
+        if num_samples >= block:
+            self._timed(
+                lambda: self._store(
+                    trainer, self._generate(pl_module, num_samples), pl_module.validation_bits
+                ),
+                num_samples,
+            )
+
+    def _affordable(self, train_seconds: float) -> int:
+        """Samples per stream that fit into the share of the time so far that is not used up."""
+        assert self._samples_per_s is not None
+        return int((SAMPLING_SHARE * train_seconds - self._spent) * self._samples_per_s)
+
+    def _timed(self, work: Callable[[], object], num_samples: int) -> None:
+        """Do the work, which makes `num_samples` per stream, and learn how long that takes."""
+        started = time.monotonic()
+        work()
+        seconds = time.monotonic() - started
+        self._spent += seconds
+        self._samples_per_s = num_samples / seconds
 
     def _generate(self, module: TrainingModule, num_samples: int) -> NDArray[np.int16]:
         """``[num, T]``."""
@@ -294,7 +355,8 @@ class Samples(pl.Callback):
         for number, audio in enumerate(streams):
             writer.add_audio(f"samples/{number}", self._tensor(audio), step, self.sample_rate)
         writer.add_image("samples/spectrograms", picture, step, dataformats="HWC")
-        if self._samples_per_s == math.inf:  # the first time
+        if not self._recording_is_shown:
+            self._recording_is_shown = True
             writer.add_audio("samples/recording", self._tensor(self.reference), step, self.sample_rate)
 
     @staticmethod

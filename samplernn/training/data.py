@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, Split, locate
 from samplernn.audio.lanes import Lanes, cut
 from samplernn.config import Config
-from samplernn.model.network import SampleRNN
 from samplernn.training.scoring import Batch, evaluation_lanes, quick_check, to_batch
 
 
@@ -18,8 +19,9 @@ class LaneLoader:
     """Iterates over the chunks of one epoch after the other, and can be saved in between.
 
     The position is kept here, not in the iterator: iterating goes on where the last iterator
-    stood, and starts the next epoch after the last chunk. Lightning saves and restores it through
-    `state_dict`; it needs `__len__` for the position to be exact (without, it prefetches one chunk).
+    stood, and starts the next epoch after the last chunk. `TrainingModule` saves and restores it:
+    Lightning does so only for an epoch that it takes for unfinished, which one that ended by
+    `should_stop` is not. Without `__len__` Lightning would prefetch, and the position be one too far.
 
     Args:
         lanes: what this process reads.
@@ -49,6 +51,13 @@ class LaneLoader:
         self.epoch, self.position = state["epoch"], state["position"]
 
 
+def lane_loader(trainer: pl.Trainer) -> LaneLoader:
+    """The loader that the Trainer trains from."""
+    loader = trainer.train_dataloader
+    assert isinstance(loader, LaneLoader)
+    return loader
+
+
 class EvaluationLoader:
     """The chunks of evaluation lanes, from the start at every iteration."""
 
@@ -69,16 +78,13 @@ class CorpusModule(pl.LightningDataModule):
         config: of the run.
         corpus: decoded audio.
         split: what is train, validation and test.
-        model: decides the length of evaluation chunks.
-
     Raises:
         UserError: the lanes do not divide evenly among the devices.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, split: Split, model: SampleRNN) -> None:
+    def __init__(self, config: Config, corpus: Corpus, split: Split) -> None:
         super().__init__()
         self.config, self.corpus, self.split = config, corpus, split
-        self._model = model
 
     def _ranks(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -105,5 +111,12 @@ class CorpusModule(pl.LightningDataModule):
         data = self.config.data
         spans = quick_check(locate(self.corpus, self.split.validation), data)
         return EvaluationLoader(
-            evaluation_lanes(self.corpus, spans, self._model, data.batch_size, **self._ranks())
+            evaluation_lanes(self.corpus, spans, self.config.model.lookback, data.batch_size, **self._ranks())
         )
+
+    def recording(self) -> NDArray[np.int16]:
+        """The beginning of the longest held-out stretch, as long as a generated sample."""
+        spans = locate(self.corpus, self.split.validation)
+        file, start, stop = max(spans, key=lambda span: span[2] - span[1])
+        length = round(self.config.samples.duration * self.corpus.sample_rate)
+        return self.corpus.read(file, start, min(stop, start + length))

@@ -19,9 +19,11 @@ from torch import Tensor
 from samplernn.config import Config, to_dict
 from samplernn.model.checkpoint import ENTRY, Checkpoint
 from samplernn.model.network import SampleRNN, State
+from samplernn.training.data import lane_loader
 from samplernn.training.scoring import Batch, BitCount, score_chunk
 
-_STATE = "lane_state"
+STATE = "lane_state"
+"""Key of what only training needs, inside a checkpoint."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -45,6 +47,7 @@ class TrainingModule(pl.LightningModule):
         """Bits per sample of the last validation."""
         self.best_bits = math.inf
         """Lowest of all validations."""
+        self.validations_since_best = 0
         self.stop_requested = False
         """This process was asked to stop (a signal)."""
         self.stop_agreed = False
@@ -52,12 +55,16 @@ class TrainingModule(pl.LightningModule):
         self.train_bits = BitCount()
         self._validation_state: State | None = None
         self._validation_bits = BitCount()
+        self._loader_state: dict[str, int] | None = None
         self._unread: list[tuple[Tensor, Tensor]] = []
         self.int16_to_code: Tensor
         self.register_buffer("int16_to_code", facts.quantizer.int16_to_code(facts.gain), persistent=False)
 
     def on_train_start(self) -> None:
-        """Restored lanes follow the model to its device; the clock starts."""
+        """Restored lanes follow the model to its device and go on where they stood; the clock starts."""
+        if self._loader_state is not None:
+            lane_loader(self.trainer).load_state_dict(self._loader_state)
+            self._loader_state = None
         if self.lane_state is not None:
             history, rnn = self.lane_state
             self.lane_state = State(history.to(self.device), tuple(tier.to(self.device) for tier in rnn))
@@ -89,8 +96,9 @@ class TrainingModule(pl.LightningModule):
         nats, num_samples = self._sum_over_processes(totals).tolist()
         self._validation_bits, self._validation_state = BitCount(), None
         self.validation_bits = BitCount(nats, int(num_samples)).bits_per_sample
+        is_best = self.validation_bits < self.best_bits
+        self.validations_since_best = 0 if is_best else self.validations_since_best + 1
         self.best_bits = min(self.best_bits, self.validation_bits)
-        self.log("validation/bits_per_sample", self.validation_bits, logger=False)  # for EarlyStopping
 
     def read_train_bits(self) -> BitCount:
         """Bits of this process's lanes since the last call."""
@@ -145,18 +153,22 @@ class TrainingModule(pl.LightningModule):
         }
         checkpoint[ENTRY] = {**self.facts.entry(), "results": results}
         checkpoint["hyper_parameters"] = to_dict(self.config)
-        checkpoint[_STATE] = {
+        checkpoint[STATE] = {
             "lanes": None if self.lane_state is None else self._gather(self.lane_state),
+            "loader": lane_loader(self.trainer).state_dict(),
             "seconds": self.clock.seconds,
             "validation_bits": self.validation_bits,
             "best_bits": self.best_bits,
+            "validations_since_best": self.validations_since_best,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back this process's rows of the lanes' state."""
-        saved = checkpoint[_STATE]
+        saved = checkpoint[STATE]
+        self._loader_state = saved["loader"]
         self.clock.seconds_before = saved["seconds"]
         self.validation_bits, self.best_bits = saved["validation_bits"], saved["best_bits"]
+        self.validations_since_best = saved["validations_since_best"]
         lanes = saved["lanes"]
         if lanes is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size

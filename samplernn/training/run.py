@@ -12,25 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
-from numpy.typing import NDArray
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from samplernn.audio.corpus import Corpus, Split, locate, prepare, split
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, to_dict
 from samplernn.model.baselines import BaselineBits, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load
 from samplernn.model.quantize import Quantizer
-from samplernn.training.callbacks import Checkpoints, Metrics, Samples, Stopping
+from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Samples, Stopping
 from samplernn.training.data import CorpusModule
 from samplernn.training.loggers import MetricsFile
-from samplernn.training.module import TrainingModule
+from samplernn.training.module import STATE, TrainingModule
 from samplernn.training.progress import ProgressDisplay
-from samplernn.training.scoring import Score, Spans, pair_counts, quick_check, score_spans
+from samplernn.training.scoring import Score, pair_counts, quick_check, score_spans
 
 RUNS = Path("runs")
 """Where runs live, under the current directory."""
@@ -44,9 +42,12 @@ class RunFolder:
     path: Path
 
     @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "checkpoints" / "last.ckpt"
+    def last(self) -> Path | None:
+        """The newest checkpoint, or the one before it, or None before the first."""
+        for name in ("last.ckpt", "last-previous.ckpt"):
+            if (self.path / "checkpoints" / name).exists():
+                return self.path / "checkpoints" / name
+        return None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -96,9 +97,11 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
 
     Raises:
         UserError: the name is taken, the folder cannot be trained on, …
-        Interrupted: a signal stopped it; it is saved.
+        Interrupted: a signal stopped it.
     """
     config = config or Config()
+    _quiet()
+    _trainer(config)  # raises on what Lightning refuses, before anything is written
     run = _folder(name or free_name(Path(folder)))
     if (run.path / "config.yaml").exists():
         raise UserError(f"{run.path}: this run exists. Continue it with --resume, or choose another --name")
@@ -128,7 +131,7 @@ def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None 
 
     Raises:
         UserError: no such run, or an option that cannot change.
-        Interrupted: a signal stopped it; it is saved.
+        Interrupted: a signal stopped it.
     """
     run = _folder(name or newest().name)
     if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
@@ -138,6 +141,8 @@ def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None 
     old: Config = from_dict(Config, saved)
     if config.model != old.model or config.data != replace(old.data, cache_dir=config.data.cache_dir):
         raise UserError(f"{run.path}: model.* and data.* of a run cannot change; train a new one instead")
+    _quiet()
+    _trainer(config)
     facts = run.facts
     if facts["state"] == "finished" and config == old:
         return None
@@ -187,7 +192,6 @@ def free_name(folder: Path) -> str:
 
 def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outcome:
     """Fit, from the last checkpoint if there is one, and judge the result."""
-    _quiet()
     pl.seed_everything(config.seed_everything, verbose=False)
     _report(corpus, parts)
     codes = Quantizer(config.model.q_levels, config.model.quantization).int16_to_code(corpus.gain).numpy()
@@ -195,32 +199,55 @@ def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outc
     facts = Checkpoint(config, {}, gain=corpus.gain, pair_counts=counts, split=parts.to_dict())
     held_out = quick_check(locate(corpus, parts.validation), config.data)
     baselines = baseline_bits(counts, pair_counts(corpus, held_out, codes, config.model.q_levels))
-    module = TrainingModule(facts, planned_steps_per_epoch=1)
-    data = CorpusModule(config, corpus, parts, module.model)
-    module.planned_steps_per_epoch = len(data.train_dataloader())
+    data = CorpusModule(config, corpus, parts)
+    module = TrainingModule(facts, planned_steps_per_epoch=len(data.train_dataloader()))
     _announce(run, module, baselines)
-    checkpoints = Checkpoints(run.path / "checkpoints", config)
-    stopping = Stopping(checkpoints.save_last)
-    metrics = Metrics()
-    recording = _beginning(corpus, held_out, round(config.samples.duration * corpus.sample_rate))
-    samples = Samples(run.path / "samples", config, facts, recording)
-    callbacks: list[pl.Callback] = [metrics, checkpoints, samples, stopping]
-    if config.trainer.enable_progress_bar:
-        callbacks.append(ProgressDisplay(metrics, baselines))
-    trainer = _trainer(run, config, callbacks)
-    resume_from = run.last if run.last.exists() else None
-    if resume_from:
-        say(f"continuing from {resume_from}")
     try:
-        trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
-    except BaseException:
+        step, reason = _fit(run, module, data, baselines)
+        test = _test(run, corpus, parts)
+    except BaseException as error:
         run.write_facts(state="interrupted")
+        if isinstance(error, Interrupted):
+            error.run = run.path.name
         raise
-    test = _test(run, corpus, parts)
-    run.write_facts(state="finished", reason=stopping.reason, step=trainer.global_step, test=test.to_dict())
+    run.write_facts(state="finished", reason=reason, step=step, test=test.to_dict())
     num_validated = sum(stop - start for _, start, stop in held_out)
     validation = Score(module.best_bits, num_validated, baselines, "validation")
-    return Outcome(run.path, trainer.global_step, stopping.reason, validation, test)
+    return Outcome(run.path, step, reason, validation, test)
+
+
+def _fit(
+    run: RunFolder, module: TrainingModule, data: CorpusModule, baselines: BaselineBits
+) -> tuple[int, str]:
+    """Train to the end, from the newest checkpoint if there is one; returns the last step and why it is."""
+    config = module.config
+    if run.last:
+        saved = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
+        if reached := _limit_reached(config.trainer, saved["global_step"], saved[STATE]["seconds"]):
+            module.best_bits = saved[STATE]["best_bits"]
+            return saved["global_step"], reached
+        say(f"continuing from {run.last}, step {saved['global_step']}")
+    checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics()
+    stopping = Stopping(checkpoints.save_last)
+    samples = Samples(run.path / "samples", config, module.facts, data.recording())
+    # Stopping comes before Samples, which makes its last ones whole.
+    callbacks: list[pl.Callback] = [metrics, checkpoints, stopping, samples]
+    if config.trainer.enable_progress_bar:
+        callbacks.append(ProgressDisplay(metrics, baselines))
+    loggers: list[Logger] = [
+        TensorBoardLogger(run.path, name="", version="", default_hp_metric=False),
+        MetricsFile(run.path / "metrics.csv"),
+    ]
+    trainer = _trainer(config, callbacks, loggers)
+    trainer.fit(module, data, ckpt_path=run.last, weights_only=True)
+    return trainer.global_step, stopping.reason
+
+
+def _limit_reached(limits: TrainerConfig, step: int, seconds: float) -> str | None:
+    """Why a checkpoint at this step and time has nothing left to do; None if it has."""
+    if 0 < limits.max_steps <= step:
+        return "trainer.max_steps is reached"
+    return "trainer.max_time is reached" if seconds >= limits.max_seconds else None
 
 
 def _test(run: RunFolder, corpus: Corpus, parts: Split) -> Score:
@@ -230,48 +257,41 @@ def _test(run: RunFolder, corpus: Corpus, parts: Split) -> Score:
     return score_spans(checkpoint, corpus, spans, "test")
 
 
-def _trainer(run: RunFolder, config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """A Trainer with our callbacks; `Stopping` alone decides when it ends."""
+def _trainer(
+    config: Config, callbacks: list[pl.Callback] | None = None, loggers: list[Logger] | None = None
+) -> pl.Trainer:
+    """A Trainer with our callbacks; `Stopping` alone decides when it ends.
+
+    Raises:
+        UserError: Lightning refuses an option.
+    """
     options = config.trainer
-    if config.optim.patience:
-        callbacks.append(EarlyStopping("validation/bits_per_sample", patience=config.optim.patience))
-    loggers: list[Logger] = [
-        TensorBoardLogger(run.path, name="", version="", default_hp_metric=False),
-        MetricsFile(run.path / "metrics.csv"),
-    ]
-    return pl.Trainer(
-        accelerator=options.accelerator,
-        devices=_devices(options),
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-        precision=options.precision,  # type: ignore[arg-type]
-        max_epochs=-1,
-        gradient_clip_val=options.gradient_clip_val,
-        gradient_clip_algorithm=options.gradient_clip_algorithm,
-        accumulate_grad_batches=options.accumulate_grad_batches,
-        val_check_interval=options.val_check_interval * options.accumulate_grad_batches,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-        logger=loggers,
-        default_root_dir=run.path,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-
-
-def _devices(options: TrainerConfig) -> int | str:
-    """`auto` is one process on the CPU (Lightning's own default there, made explicit), all GPUs elsewhere."""
-    on_cpu = options.accelerator == "cpu" or not torch.cuda.is_available()
-    return 1 if options.devices == "auto" and on_cpu else options.devices
-
-
-def _beginning(corpus: Corpus, spans: Spans, num_samples: int) -> NDArray[np.int16]:
-    """The first samples of the first span."""
-    file, start, stop = spans[0]
-    return corpus.read(file, start, min(stop, start + num_samples))
+    if options.devices not in ("auto", 1, "1") or options.num_nodes > 1:
+        raise UserError(
+            "training on several devices is not there yet: leave trainer.devices and trainer.num_nodes at 1"
+        )
+    try:
+        return pl.Trainer(
+            accelerator=options.accelerator,
+            devices=1,
+            strategy=options.strategy,
+            precision=options.precision,
+            max_epochs=-1,
+            gradient_clip_val=options.gradient_clip_val,
+            gradient_clip_algorithm=options.gradient_clip_algorithm,
+            accumulate_grad_batches=options.accumulate_grad_batches,
+            val_check_interval=options.val_check_interval * options.accumulate_grad_batches,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            callbacks=callbacks,
+            logger=loggers or False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer.*: {' '.join(str(error).split())}") from error
 
 
 def _report(corpus: Corpus, parts: Split) -> None:

@@ -25,6 +25,10 @@ from samplernn.model.network import SampleRNN, State
 Spans = Sequence[tuple[AudioFile, int, int]]
 """Stretches of files: (file, start, stop) in samples."""
 _CHUNK = 8192
+_SAMPLES_PER_STEP = 1 << 16
+"""Lanes times chunk of an evaluation: bounds its memory."""
+_PIECE = 1 << 20
+_CHECKED_SECONDS = 10
 
 
 class Batch(NamedTuple):
@@ -116,21 +120,21 @@ def score_chunk(model: SampleRNN, codes: Tensor, batch: Batch, state: State) -> 
 
 
 def evaluation_lanes(
-    corpus: Corpus, spans: Spans, model: SampleRNN, batch_size: int, rank: int = 0, world_size: int = 1
+    corpus: Corpus, spans: Spans, lookback: int, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Lanes:
     """Lanes that walk each span whole, in a fixed order.
 
     Args:
         corpus: holds the audio.
         spans: what to walk.
-        model: decides the chunk length.
+        lookback: of the model; chunks are a multiple of it.
         batch_size: at most this many spans side by side (a multiple of world_size).
         rank: this process.
         world_size: processes.
     """
     segments = [Segment(file, start, stop) for file, start, stop in spans]
     lanes = min(batch_size, -(-len(segments) // world_size) * world_size)
-    chunk = max(1, _CHUNK // model.lookback) * model.lookback
+    chunk = max(1, min(_CHUNK, _SAMPLES_PER_STEP // lanes) // lookback) * lookback
     return Lanes(corpus, segments, lanes, chunk, seed=0, shuffle=False, rank=rank, world_size=world_size)
 
 
@@ -166,7 +170,7 @@ def score_spans(
     """
     config, model = checkpoint.config, checkpoint.build()
     codes = checkpoint.quantizer.int16_to_code(checkpoint.gain)
-    lanes = evaluation_lanes(corpus, spans, model, config.data.batch_size)
+    lanes = evaluation_lanes(corpus, spans, model.lookback, config.data.batch_size)
     hidden = not (progress and sys.stderr.isatty())
     with Progress(console=Console(file=sys.stderr), transient=True, disable=hidden) as bar:
         chunks = bar.track(lanes.chunks(epoch=0), total=len(lanes), description=f"scoring {split}")
@@ -180,31 +184,34 @@ def pair_counts(corpus: Corpus, spans: Spans, int16_to_code: NDArray[np.int64], 
     """Code pairs of some audio, for the baselines; each span begins after silence."""
     total = np.zeros((q_levels, q_levels), dtype=np.int64)
     for file, start, stop in spans:
-        codes = int16_to_code[corpus.read(file, start, stop).astype(np.int32) + 32768]
-        total += count_pairs([codes], q_levels)
+        pieces = (
+            int16_to_code[corpus.read(file, begin, min(begin + _PIECE, stop)).astype(np.int32) + 32768]
+            for begin in range(start, stop, _PIECE)
+        )
+        total += count_pairs(pieces, q_levels)
     return total
 
 
-def at_most(spans: Spans, num_samples: int, at_least: int = 0) -> list[tuple[AudioFile, int, int]]:
-    """A selection of about `num_samples` from all over the spans; all of them if they are no more.
+def quick_check(spans: Spans, data: DataConfig) -> list[tuple[AudioFile, int, int]]:
+    """What is scored during training: about `data.validation_duration` from all over the spans.
 
     Args:
-        spans: what there is.
-        num_samples: how much to take in all.
-        at_least: no span is cut shorter than this; rather, fewer spans are taken.
+        spans: held-out audio.
+        data: gives duration and rate.
 
     Returns:
-        Evenly chosen spans, each cut to the same length (shorter spans stay whole).
+        The spans themselves if they are no longer than that; otherwise evenly chosen pieces of them
+        of at most ten seconds, each to be scored from a fresh state.
     """
-    if sum(stop - start for _, start, stop in spans) <= num_samples:
+    wanted = round(data.validation_duration * data.sample_rate)
+    total = sum(stop - start for _, start, stop in spans)
+    if total <= wanted:
         return list(spans)
-    count = min(len(spans), max(1, num_samples // max(1, at_least)))
-    share = num_samples // count
-    chosen = (spans[index * len(spans) // count] for index in range(count))
-    return [(file, start, min(stop, start + share)) for file, start, stop in chosen]
-
-
-def quick_check(spans: Spans, data: DataConfig) -> list[tuple[AudioFile, int, int]]:
-    """What is scored during training: at most `data.validation_duration`, in pieces of 10 s or more."""
-    rate = data.sample_rate
-    return at_most(spans, round(data.validation_duration * rate), at_least=10 * rate)
+    length = min(wanted, _CHECKED_SECONDS * data.sample_rate)
+    pieces = [
+        (file, begin, min(begin + length, stop))
+        for file, start, stop in spans
+        for begin in range(start, stop, length)
+    ]
+    count = max(1, len(pieces) * wanted // total)
+    return [pieces[index * len(pieces) // count] for index in range(count)]

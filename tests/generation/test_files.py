@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 import samplernn
-from samplernn.audio.io import load, to_int16
+from samplernn.audio.io import WavSink, load, to_int16
 from samplernn.config import UserError
 from samplernn.generation.files import generate, output_paths
 from samplernn.generation.stream import BLOCK_SECONDS, Generator, Request, stream
@@ -98,7 +98,8 @@ def test_output_has_the_gain_undone(checkpoint: Checkpoint) -> None:
     ("out", "num", "message"),
     [
         ("x.wav", 2, "cannot hold 2 streams"),
-        ("x.mp3", 1, "name a .wav file or a folder"),
+        ("x.mp3", 1, "only .wav files"),
+        ("-", 1, "standard output"),
         ("taken", 1, "exists already"),
     ],
 )
@@ -106,7 +107,45 @@ def test_output_that_cannot_be_is_refused(tmp_path: Path, out: str, num: int, me
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "000.wav").touch()
     with pytest.raises(UserError, match=message):
-        output_paths(tmp_path / out, num)
+        output_paths(out if out == "-" else tmp_path / out, num)
+
+
+def test_nothing_is_touched_when_the_request_is_impossible(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    path.write_bytes(b"precious")
+    with pytest.raises(UserError, match="seed"):
+        generate(checkpoint, path, seed=-1, overwrite=True)
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_json_file_of_the_same_name_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "kick.json").write_text("{}")
+    with pytest.raises(UserError, match=r"kick.json: exists already"):
+        output_paths(tmp_path / "kick.wav", 1)
+
+
+def test_a_folder_may_look_like_it_had_a_suffix(tmp_path: Path) -> None:
+    assert output_paths(tmp_path / "take-0.95", 1) == [tmp_path / "take-0.95" / "000.wav"]
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_file_plays(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def limited(sink: WavSink, block: np.ndarray) -> None:
+        if sum(written) > 1000:
+            raise sink._write_error()
+        written.append(len(block))
+        write(sink, block)
+
+    write = WavSink.write
+    monkeypatch.setattr(WavSink, "write", limited)
+    with pytest.raises(UserError, match="free some disk space") as caught:
+        generate(checkpoint, tmp_path / "x.wav", duration=2.0)
+    assert "\n" not in str(caught.value)
+    assert len(_wave(tmp_path / "x.wav")) == sum(written)
+    assert json.loads((tmp_path / "x.json").read_text())["num_samples"] == sum(written)
 
 
 def test_overwrite_replaces(checkpoint: Checkpoint, tmp_path: Path) -> None:

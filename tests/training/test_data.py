@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from samplernn.audio.corpus import locate, prepare, split
-from samplernn.audio.lanes import Lanes, cut
-from samplernn.config import Config
+from samplernn.audio.corpus import Corpus, locate, prepare, split
+from samplernn.audio.lanes import Lanes, Segment, cut
+from samplernn.config import Config, DataConfig
 from samplernn.model.baselines import count_pairs
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
 from samplernn.training.data import CorpusModule, LaneLoader
-from samplernn.training.scoring import at_most, evaluation_lanes, pair_counts, score, to_batch
+from samplernn.training.scoring import evaluation_lanes, pair_counts, quick_check, score, to_batch
 
 
 @pytest.fixture
@@ -49,14 +50,37 @@ def test_a_saved_position_goes_on_exactly(lanes: Lanes, handed_out: int | None) 
     assert all(torch.equal(a.audio, b.audio) for a, b in zip(rest, expected, strict=True))
 
 
-def test_no_audio_is_in_two_parts(clips: Path, toy_config: Config) -> None:
-    """What the training lanes read and what validation reads have no second in common."""
-    corpus = prepare(clips, 4000)
-    data = CorpusModule(toy_config, corpus, split(corpus, 0), SampleRNN(toy_config.model))
-    train = {(segment.file.path, segment.start) for segment in data.train_dataloader().lanes.segments}
-    validation = data.val_dataloader().lanes.segments
-    assert {path for path, _ in train}.isdisjoint({segment.file.path for segment in validation})
-    assert sum(segment.stop - segment.start for segment in validation) == 4000  # validation_duration 1 s
+@pytest.mark.parametrize("folder", ["", "guitar", "piano"])  # by file; by file of few; three files
+def test_no_second_of_audio_is_in_two_parts(clips: Path, toy_config: Config, folder: str) -> None:
+    """What training and validation really read, and what is kept for the test."""
+    corpus = prepare(clips / folder, 4000)
+    _assert_apart(corpus, toy_config)
+
+
+def test_no_second_of_audio_is_in_two_parts_of_one_file(
+    clips: Path, toy_config: Config, tmp_path: Path
+) -> None:
+    """Split by time."""
+    shutil.copy(clips / "piano" / "satie_gymnopedie1_1.flac", tmp_path)
+    corpus = prepare(tmp_path, 4000)
+    assert {span.path for span in split(corpus, 0).test} == {"satie_gymnopedie1_1.flac"}
+    _assert_apart(corpus, toy_config)
+
+
+def _assert_apart(corpus: Corpus, config: Config) -> None:
+    parts = split(corpus, 0)
+    data = CorpusModule(config, corpus, parts)
+    owner: dict[tuple[str, int], str] = {}
+    read = {
+        "train": data.train_dataloader().lanes.segments,
+        "validation": data.val_dataloader().lanes.segments,
+        "test": [Segment(*span) for span in locate(corpus, parts.test)],
+    }
+    for part, segments in read.items():
+        assert segments
+        for segment in segments:
+            for sample in range(segment.start, segment.stop, 50):
+                assert owner.setdefault((segment.file.sha256, sample // 50), part) == part
 
 
 def test_a_walk_in_chunks_scores_like_one_pass_over_each_whole_file(
@@ -69,7 +93,7 @@ def test_a_walk_in_chunks_scores_like_one_pass_over_each_whole_file(
     torch.manual_seed(0)
     model = SampleRNN(toy_config.model).eval()
     codes_of = Quantizer(64).int16_to_code(corpus.gain)
-    walked = score(model, map(to_batch, evaluation_lanes(corpus, spans, model, 3).chunks(0)), codes_of)
+    walked = score(model, map(to_batch, evaluation_lanes(corpus, spans, 8, 3).chunks(0)), codes_of)
     nats, num_samples = 0.0, 0
     for file, start, stop in spans:
         codes = codes_of[torch.from_numpy(corpus.read(file, start, stop).astype(np.int64)) + 32768][None]
@@ -83,18 +107,35 @@ def test_a_walk_in_chunks_scores_like_one_pass_over_each_whole_file(
     assert walked.bits_per_sample == pytest.approx(nats / num_samples / math.log(2), rel=1e-6)
 
 
-def test_pair_counts_count_every_sample_once(clips: Path) -> None:
+def test_pair_counts_in_pieces_are_those_of_whole_files(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = prepare(clips / "tabla", 4000)
     spans = [(file, 10, file.num_samples) for file in corpus.files[:3]]
     codes_of = Quantizer(64).int16_to_code(corpus.gain).numpy()
+    monkeypatch.setattr("samplernn.training.scoring._PIECE", 1000)
     streams = [codes_of[corpus.read(*span).astype(int) + 32768] for span in spans]
-    assert np.array_equal(pair_counts(corpus, spans, codes_of, 64), count_pairs(streams, 64))
+    whole = sum(count_pairs([stream], 64) for stream in streams)
+    assert np.array_equal(pair_counts(corpus, spans, codes_of, 64), whole)
 
 
-def test_a_quick_check_takes_evenly_from_all_over(clips: Path) -> None:
+@pytest.mark.parametrize("seconds", [3.0, 12.0, 25.0, 40.0])
+def test_a_quick_check_takes_about_its_duration_from_all_over(clips: Path, seconds: float) -> None:
+    corpus = prepare(clips, 4000)
+    spans = [(file, 0, file.num_samples) for file in corpus.files]  # 36 files, 0.1 to 15 s
+    chosen = quick_check(spans, DataConfig(sample_rate=4000, validation_duration=seconds))
+    taken = sum(stop - start for _, start, stop in chosen)
+    assert taken == pytest.approx(seconds * 4000, rel=0.5)
+    assert len({(file.path, start) for file, start, _ in chosen}) == len(chosen)
+    assert all(stop - start <= 10 * 4000 for _, start, stop in chosen)
+
+
+def test_a_quick_check_of_one_long_recording_reaches_its_end(clips: Path) -> None:
     corpus = prepare(clips / "piano", 4000)
     spans = [(file, 0, file.num_samples) for file in corpus.files]  # three of 15 s
-    assert at_most(spans, 10**9) == spans
-    assert at_most(spans, 30_000) == [(file, 0, 10_000) for file in corpus.files]
-    assert at_most(spans, 30_000, at_least=15_000) == [(spans[0][0], 0, 15_000), (spans[1][0], 0, 15_000)]
-    assert at_most(spans, 5_000, at_least=15_000) == [(spans[0][0], 0, 5_000)]
+    everything = DataConfig(sample_rate=4000, validation_duration=45.0)
+    assert quick_check(spans, everything) == spans
+    starts = [
+        (file.path, start)
+        for file, start, _ in quick_check(spans, DataConfig(sample_rate=4000, validation_duration=30.0))
+    ]
+    assert len({path for path, _ in starts}) == 3
+    assert max(start for _, start in starts) == 40_000

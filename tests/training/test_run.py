@@ -131,18 +131,20 @@ def test_resuming_what_does_not_exist_is_refused(tmp_path: Path, monkeypatch: py
         run.resume("nobody", {})
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
-    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
-    """Across an epoch boundary, with carried lane state, Adam's moments and the schedule's position."""
+    """In the middle of an epoch: carried lane state, Adam's moments and the schedule's position."""
     monkeypatch.chdir(tmp_path)
     whole = run.start(clips, _config(max_steps=40), "whole")
     process = _start_process(clips, "torn", "--trainer.max_steps=40", "--checkpoint.every_steps=1")
     _wait_for(Path("runs/torn/checkpoints/last.ckpt"), process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(how)
     message = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, message
-    assert "Continue with: samplernn train --resume" in message
+    assert process.returncode == 128 + how, message
+    assert "Ctrl-C again stops at once" in message
+    assert "Continue with: samplernn train --resume --name torn" in message
     assert 1 <= _last(Path("runs/torn"))["global_step"] < 40
     resumed = run.resume("torn", {})
     assert resumed is not None
@@ -151,6 +153,102 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     steps = [int(row["step"]) for row in _rows(Path("runs/torn"))]
     assert steps == sorted(set(steps))
+
+
+def test_resuming_across_the_ends_of_epochs_is_exact(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three epochs of about a dozen steps; stopped in the middle of one and at the very end of one."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clips / "guitar", "few")
+    options = {"data": {"tbptt_len": 512}, "trainer": {"max_steps": -1, "max_epochs": 3}}
+    options["optim"] = {"schedule": "constant"}  # the plan differs while it is cut in pieces
+    config: Config = from_dict(Config, merged(TOY, options))
+    whole = run.start("few", config, "whole")
+    per_epoch = whole.step // 3
+    assert 5 < per_epoch < 40
+    for stop in (per_epoch + 2, 2 * per_epoch):
+        name = f"stopped-{stop}"
+        shorter = merged(merged(TOY, options), {"trainer": {"max_steps": stop}})
+        run.start("few", from_dict(Config, shorter), name)
+        outcome = run.resume(name, {"trainer": {"max_steps": whole.step}})
+        assert outcome is not None
+        assert outcome.step == whole.step
+        expected, got = (_last(Path("runs") / each)["state_dict"] for each in ("whole", name))
+        assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_validation_and_samples_leave_no_trace_in_training(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    often = run.start(clips, _config(val_check_interval=1), "often")
+    never: Config = from_dict(
+        Config, merged(TOY, {"trainer": {"val_check_interval": 100}, "samples": {"num": 0}})
+    )
+    once = run.start(clips, never, "once")
+    expected, got = (_last(outcome.folder)["state_dict"] for outcome in (often, once))
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_accumulated_gradients_make_one_step_one_row_and_one_save(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run.start(clips, _config(accumulate_grad_batches=3), "slow")
+    rows = _rows(outcome.folder)
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    assert [bool(row["validation/bits_per_sample"]) for row in rows] == [False, True, True]
+    assert _last(outcome.folder)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 18
+
+
+def test_a_diverged_run_ends_with_one_line(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"optim": {"lr": 1e30}, "trainer": {"max_steps": 100, "val_check_interval": 2}}
+    with pytest.raises(UserError, match=r"not finite") as caught:
+        run.start(clips, from_dict(Config, merged(TOY, options)), "nan")
+    assert "\n" not in str(caught.value)
+    assert _last(Path("runs/nan"))["global_step"] <= 4  # it did not go on for 100 steps
+    with pytest.raises(UserError, match="not finite"):
+        load("runs/nan").build()
+
+
+def test_a_run_that_stopped_improving_gets_another_chance_when_resumed(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"trainer": {"max_steps": -1, "val_check_interval": 2}, "optim": {"lr": 10.0, "patience": 2}}
+    stopped = run.start(clips, from_dict(Config, merged(TOY, options)), "stuck")
+    again = run.resume("stuck", {"optim": {"patience": 4}})
+    assert again is not None
+    assert again.step == stopped.step + 8  # four validations, two steps apart
+
+
+def test_a_run_that_ended_but_was_not_judged_is_judged_and_not_trained(run_copy: Path) -> None:
+    before = (run_copy / "checkpoints" / "last.ckpt").read_bytes()
+    run.RunFolder(run_copy).write_facts(state="running")
+    outcome = run.resume("toy", {})
+    assert outcome is not None
+    assert (outcome.step, outcome.reason) == (6, "trainer.max_steps is reached")
+    assert outcome.validation.bits_per_sample > 0
+    assert (run_copy / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert run.RunFolder(run_copy).facts["state"] == "finished"
+
+
+def test_without_its_last_checkpoint_a_run_resumes_from_the_one_before(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config: Config = from_dict(Config, merged(TOY, {"checkpoint": {"every_steps": 4}}))
+    outcome = run.start(clips, config, "toy")
+    (outcome.folder / "checkpoints" / "last.ckpt").unlink()
+    run.RunFolder(outcome.folder).write_facts(state="interrupted")
+    again = run.resume("toy", {})
+    assert again is not None
+    assert again.step == 6
+    assert "last-previous.ckpt, step 4" in capsys.readouterr().err
 
 
 def test_a_killed_run_resumes_from_its_last_checkpoint(
