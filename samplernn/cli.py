@@ -34,16 +34,16 @@ def train(argv: list[str]) -> int:
     options = parse(argv)
     from samplernn.training import run
     from samplernn.training.callbacks import Interrupted
+    from samplernn.training.folder import RUNS, newest
+    from samplernn.training.processes import ProcessDied
     from samplernn.training.scoring import table
 
     try:
         if options.resume:
             outcome = run.resume(options.name, options.changes, options.folder)
             if outcome is None:
-                name = options.name or run.newest().name
-                run.say(
-                    f"{run.RUNS / name}: already finished. A later limit or more optim.patience continues it"
-                )
+                name = options.name or newest().name
+                run.say(f"{RUNS / name}: already finished. A later limit or more optim.patience continues it")
                 return 0
         else:
             assert options.folder is not None
@@ -55,6 +55,9 @@ def train(argv: list[str]) -> int:
             f"Continue with: samplernn train --resume --name {interrupted.run}"
         )
         return 128 + interrupted.signal_number
+    except ProcessDied as died:
+        run.say(f"\nerror: {died}. Continue from the last checkpoint with: samplernn train --resume")
+        return 1
     run.say(
         f"\nfinished after {outcome.step} steps: {outcome.reason}.\n"
         f"{table(outcome.validation, outcome.test)}\n"

@@ -202,11 +202,11 @@ class TrainerConfig:
     accelerator: str = "auto"
     """`auto`, `cpu`, `gpu`, …"""
     devices: int | str = "auto"
-    """Number of devices, or `auto`. Runs on one device on the CPU unless told otherwise."""
+    """Processes, one per device: a number, or `auto`: all GPUs, or one process on the CPU."""
     num_nodes: int = 1
-    """Machines."""
-    strategy: str = "auto"
-    """`auto`, `ddp`, …"""
+    """Machines; torchrun and srun say it themselves."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several processes train together: always DistributedDataParallel."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
     """Arithmetic of the network."""
     max_steps: int = -1

@@ -15,6 +15,7 @@ from samplernn.generation.sampling import Sampling
 from samplernn.generation.stream import Generator, Request
 from samplernn.model.checkpoint import load
 from samplernn.training import run
+from samplernn.training.folder import free_name
 from samplernn.training.scoring import Score, table
 
 DURATION = 4.0
@@ -38,7 +39,7 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score
     """
     out = Path(out)
     config = config or from_dict(Config, yaml.safe_load(presets()["demo"].read_text("utf-8")))
-    outcome = run.start(clips(), config, run.free_name(Path("demo")))
+    outcome = run.start(clips(), config, free_name(Path("demo")))
     checkpoint = load(outcome.folder)
     run.say(f"generating {NUM} x {DURATION:.0f} s …")
     generator = Generator(checkpoint)

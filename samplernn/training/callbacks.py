@@ -29,9 +29,14 @@ from samplernn.model.checkpoint import Checkpoint
 from samplernn.training.data import lane_loader
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import TrainingModule
+from samplernn.training.processes import is_first
 
 SAMPLING_SHARE = 0.1
 """Largest share of a run's time that samples may take."""
+
+
+_SAME_CTRL_C = 0.5
+"""Seconds within which a second SIGINT is the first one once more."""
 
 
 class Interrupted(Exception):
@@ -40,14 +45,14 @@ class Interrupted(Exception):
     Args:
         signal_number: which.
         saved: everything up to the last completed step is in `last.ckpt`.
+        run: name of the run, for `--resume --name`.
     """
 
-    def __init__(self, signal_number: int, saved: bool) -> None:
+    def __init__(self, signal_number: int, saved: bool, run: str = "") -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
         self.saved = saved
-        self.run = ""
-        """Name of the run, for `--resume --name`."""
+        self.run = run
 
 
 class Stopping(pl.Callback):
@@ -55,8 +60,8 @@ class Stopping(pl.Callback):
 
     A planned end goes through `trainer.should_stop`, which makes Lightning validate once more even
     in the middle of an epoch. A signal is only noted by its handler; all processes learn of it in
-    the next step (`TrainingModule.stop_agreed`), save together and leave. A second SIGINT stops at
-    once, unsaved.
+    the next steps (`Agreement`), save together and leave. A second SIGINT stops at once, unsaved;
+    one within half a second counts as the first, for a terminal and a launcher may both pass it on.
 
     Args:
         save: writes the last checkpoint; called on all processes.
@@ -65,6 +70,7 @@ class Stopping(pl.Callback):
     def __init__(self, save: Callable[[pl.Trainer], None]) -> None:
         self._save = save
         self._signal = signal.SIGTERM
+        self._noted_at = 0.0
         self._module: TrainingModule | None = None
         # Taken here, before Lightning sets its own, and put back at the end.
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -80,17 +86,16 @@ class Stopping(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        if pl_module.stop_agreed:
+        agreed = pl_module.agreement.agreed
+        if agreed.must_stop:
             self._save(trainer)
             raise Interrupted(self._signal, saved=True)
         config, loader = pl_module.config.trainer, lane_loader(trainer)
-        # One process's clock decides for all, or they would stop at different steps.
-        in_time = config.max_time is None or pl_module.clock.seconds < config.max_seconds
         epochs_done = loader.epoch + (loader.position >= len(loader))
         reached = {
             "max_steps": 0 < config.max_steps <= trainer.global_step,
             "max_epochs": 0 < config.max_epochs <= epochs_done,
-            "max_time": not trainer.strategy.broadcast(in_time),
+            "max_time": agreed.seconds >= config.max_seconds,
         }
         for limit, is_reached in reached.items():
             if is_reached:
@@ -116,8 +121,13 @@ class Stopping(pl.Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         assert self._module is not None
         if number == signal.SIGINT and self._module.stop_requested:
-            raise Interrupted(number, saved=False)
-        print("\nstopping after this step; Ctrl-C again stops at once, unsaved", file=sys.stderr, flush=True)
+            if time.monotonic() - self._noted_at > _SAME_CTRL_C:
+                raise Interrupted(number, saved=False)
+            return
+        self._noted_at = time.monotonic()
+        if is_first():
+            said = "\nstopping after this step; Ctrl-C again stops at once, unsaved"
+            print(said, file=sys.stderr, flush=True)
         self._signal = signal.Signals(number)
         self._module.stop_requested = True
 
@@ -138,20 +148,31 @@ class Checkpoints(pl.Callback):
         self._every_steps = config.checkpoint.every_steps
         self._every_seconds = config.checkpoint.every_minutes * 60
         self._saved_at = time.monotonic()
+        self._has_asked = False
+        self._is_due = False
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        waited = time.monotonic() - self._saved_at
+        pl_module.save_requested = 0 < self._every_seconds <= waited and not self._has_asked
+        self._has_asked |= pl_module.save_requested  # once: the answer takes a step among several processes
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self._is_due |= pl_module.agreement.agreed.must_save
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step
         by_steps = self._every_steps > 0 and trainer.global_step % self._every_steps == 0
-        by_time = self._every_seconds > 0 and time.monotonic() - self._saved_at >= self._every_seconds
-        if by_steps or trainer.strategy.broadcast(by_time):
+        if by_steps or self._is_due:
             self.save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -166,6 +187,7 @@ class Checkpoints(pl.Callback):
         """Write `last.ckpt`; all processes call it."""
         self._write(trainer, "last.ckpt", keep="last-previous.ckpt")
         self._saved_at = time.monotonic()
+        self._has_asked = self._is_due = False
 
     def _write(self, trainer: pl.Trainer, name: str, keep: str | None = None) -> None:
         path, partial = self.folder / name, self.folder / f".{name}.partial"
@@ -219,7 +241,7 @@ class Metrics(pl.Callback):
         self._since = time.monotonic()
         metrics = {
             "train/bits_per_sample": count.bits_per_sample,
-            "train/samples_per_s": count.num_samples * trainer.world_size / max(seconds, 1e-9),
+            "train/samples_per_s": count.num_samples / max(seconds, 1e-9),
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
         if count.num_samples:

@@ -19,6 +19,7 @@ from torch import Tensor
 from samplernn.config import Config, to_dict
 from samplernn.model.checkpoint import ENTRY, Checkpoint
 from samplernn.model.network import SampleRNN, State
+from samplernn.training.agreement import Agreed, Agreement
 from samplernn.training.data import lane_loader
 from samplernn.training.scoring import Batch, BitCount, score_chunk
 
@@ -42,6 +43,7 @@ class TrainingModule(pl.LightningModule):
         self.model = SampleRNN(self.config.model)
         self.planned_steps_per_epoch = planned_steps_per_epoch
         self.clock = Clock()
+        self.agreement = Agreement()
         self.lane_state: State | None = None
         self.validation_bits = math.nan
         """Bits per sample of the last validation."""
@@ -50,9 +52,8 @@ class TrainingModule(pl.LightningModule):
         self.validations_since_best = 0
         self.stop_requested = False
         """This process was asked to stop (a signal)."""
-        self.stop_agreed = False
-        """Some process was asked to stop, and all processes know it."""
-        self.train_bits = BitCount()
+        self.save_requested = False
+        """A checkpoint is due by this process's clock."""
         self._validation_state: State | None = None
         self._validation_bits = BitCount()
         self._loader_state: dict[str, int] | None = None
@@ -68,6 +69,7 @@ class TrainingModule(pl.LightningModule):
         if self.lane_state is not None:
             history, rnn = self.lane_state
             self.lane_state = State(history.to(self.device), tuple(tier.to(self.device) for tier in rnn))
+        self.agreement = Agreement(self.clock.seconds)
         self.clock.start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -90,23 +92,20 @@ class TrainingModule(pl.LightningModule):
         self._validation_bits.add(nats.item(), int(batch.mask.sum()))
 
     def on_validation_epoch_end(self) -> None:
-        """Sum over processes and publish `validation/bits_per_sample`."""
-        count = self._validation_bits
-        totals = torch.tensor([count.nats, count.num_samples], dtype=torch.float64, device=self.device)
-        nats, num_samples = self._sum_over_processes(totals).tolist()
+        """Sum over processes; keep the best."""
+        self.validation_bits = self._everywhere(self._validation_bits).bits_per_sample
         self._validation_bits, self._validation_state = BitCount(), None
-        self.validation_bits = BitCount(nats, int(num_samples)).bits_per_sample
         is_best = self.validation_bits < self.best_bits
         self.validations_since_best = 0 if is_best else self.validations_since_best + 1
         self.best_bits = min(self.best_bits, self.validation_bits)
 
     def read_train_bits(self) -> BitCount:
-        """Bits of this process's lanes since the last call."""
+        """Bits of the lanes of all processes since the last call; all processes call it."""
         count = BitCount()
         for nats, real in self._unread:
             count.add(nats.item(), int(real))
         self._unread.clear()
-        return count
+        return self._everywhere(count)
 
     def encode(self, batch: Batch) -> Tensor:
         """Codes of a chunk, int64 ``[B, T]``."""
@@ -122,7 +121,7 @@ class TrainingModule(pl.LightningModule):
             steps = trainer.max_epochs * self.planned_steps_per_epoch / trainer.accumulate_grad_batches
             shares.append(self.global_step / steps)
         if trainer.max_time is not None:
-            shares.append(self.clock.seconds / trainer.max_seconds)
+            shares.append(self.agreement.agreed.seconds / trainer.max_seconds)
         return min(1.0, max(shares)) if shares else None
 
     def lr_factor(self, step: int) -> float:
@@ -176,10 +175,20 @@ class TrainingModule(pl.LightningModule):
             self.lane_state = State(history, tuple(rnn))
 
     def _agree(self, real: Tensor) -> Tensor:
-        """Sum the real samples of all processes; in the same message, learn whether one must stop."""
-        totals = self._sum_over_processes(torch.stack([real, real.new_tensor(self.stop_requested)]))
-        self.stop_agreed = self.stop_requested if self.trainer.world_size == 1 else bool(totals[1] > 0)
-        return totals[0]
+        """Tell the other processes how this one stands; returns the real samples of all."""
+        wish = Agreed(self.stop_requested, self.save_requested, self.clock.seconds)
+        several = self.trainer.world_size > 1
+        return self.agreement.exchange(
+            real, wish, self.trainer.global_rank, self._sum_over_processes if several else None
+        )
+
+    def _everywhere(self, count: BitCount) -> BitCount:
+        """What all processes counted together."""
+        if self.trainer.world_size == 1:
+            return count
+        mine = torch.tensor([count.nats, count.num_samples], dtype=torch.float64, device=self.device)
+        nats, num_samples = self._sum_over_processes(mine).tolist()
+        return BitCount(nats, int(num_samples))
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")

@@ -1,73 +1,47 @@
-"""A whole training run: its folder, its start or resumption, its end."""
+"""A whole training run: its start or resumption, the processes that train it, its end."""
 
 from __future__ import annotations
 
-import json
 import logging
-import re
+import pickle
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, Split, locate, prepare, split
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, to_dict
-from samplernn.model.baselines import BaselineBits, baseline_bits
+from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load
+from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
 from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Samples, Stopping
 from samplernn.training.data import CorpusModule
+from samplernn.training.folder import RunFolder, free_name, names, newest, run_folder
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import STATE, TrainingModule
+from samplernn.training.processes import (
+    ProcessDied,
+    Team,
+    is_first,
+    is_peer_lost,
+    launch,
+    train_in_processes,
+)
 from samplernn.training.progress import ProgressDisplay
-from samplernn.training.scoring import Score, pair_counts, quick_check, score_spans
+from samplernn.training.scoring import Score, Spans, pair_counts, quick_check, score_spans
+from samplernn.training.trainer import make_trainer
 
-RUNS = Path("runs")
-"""Where runs live, under the current directory."""
 _PROBLEMS_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The files of one run."""
-
-    path: Path
-
-    @property
-    def last(self) -> Path | None:
-        """The newest checkpoint, or the one before it, or None before the first."""
-        for name in ("last.ckpt", "last-previous.ckpt"):
-            if (self.path / "checkpoints" / name).exists():
-                return self.path / "checkpoints" / name
-        return None
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What `run.json` says: folder of the audio, gain, split, state."""
-        return json.loads((self.path / "run.json").read_text("utf-8"))
-
-    def write_facts(self, **changes: Any) -> None:
-        """Change entries of `run.json`."""
-        facts = {**(self.facts if (self.path / "run.json").exists() else {}), **changes}
-        self._write("run.json", json.dumps(facts, indent=1) + "\n")
-
-    def write_config(self, config: Config) -> None:
-        """Write `config.yaml`, which is also a file for `--config`."""
-        self._write("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-
-    def _write(self, name: str, text: str) -> None:
-        """Replace a file, whole or not at all."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text, "utf-8")
-        partial.replace(self.path / name)
 
 
 @dataclass(frozen=True)
@@ -85,7 +59,7 @@ class Outcome:
 
 
 def start(folder: str | Path, config: Config | None = None, name: str | None = None) -> Outcome:
-    """Train on a folder of audio from the beginning.
+    """Train on a folder of audio from the beginning, in one process per device.
 
     Args:
         folder: of the audio.
@@ -98,28 +72,37 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
     Raises:
         UserError: the name is taken, the folder cannot be trained on, …
         Interrupted: a signal stopped it.
+        ProcessDied: one of several processes ended before its time.
     """
-    config = config or Config()
-    _quiet()
-    _trainer(config)  # raises on what Lightning refuses, before anything is written
-    run = _folder(name or free_name(Path(folder)))
-    if (run.path / "config.yaml").exists():
-        raise UserError(f"{run.path}: this run exists. Continue it with --resume, or choose another --name")
-    corpus = prepare(folder, config.data.sample_rate, config.data.cache_dir)
-    parts = split(corpus, config.data.split_seed)
-    try:
-        (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        run.write_config(config)
-    except OSError as error:
-        raise UserError(f"{run.path}: cannot write the run there: {error.strerror}") from error
-    run.write_facts(
-        folder=str(Path(folder).resolve()), gain=corpus.gain, split=parts.to_dict(), state="running"
-    )
-    return _train(run, config, corpus, parts)
+    chosen = config or Config()
+
+    def prepare_run() -> Prepared:
+        run = run_folder(name or free_name(Path(folder)))
+        if (run.path / "config.yaml").exists():
+            raise UserError(
+                f"{run.path}: this run exists. Continue it with --resume, or choose another --name"
+            )
+        corpus = prepare(folder, chosen.data.sample_rate, chosen.data.cache_dir)
+        parts = split(corpus, chosen.data.split_seed)
+        try:
+            (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            run.write_config(chosen)
+        except OSError as error:
+            raise UserError(f"{run.path}: cannot write the run there: {error.strerror}") from error
+        run.write_facts(
+            folder=str(Path(folder).resolve()), gain=corpus.gain, split=parts.to_dict(), state="running"
+        )
+        counts = _count_pairs(chosen, corpus, parts)
+        run.write_pair_counts(counts)
+        return Prepared(run, chosen, corpus, parts, counts)
+
+    outcome = _lead(chosen, prepare_run)
+    assert outcome is not None
+    return outcome
 
 
 def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None = None) -> Outcome | None:
-    """Continue a run with its own configuration.
+    """Continue a run with its own configuration, on as many devices as there are now.
 
     Args:
         name: of the run; None: the newest.
@@ -132,88 +115,139 @@ def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None 
     Raises:
         UserError: no such run, or an option that cannot change.
         Interrupted: a signal stopped it.
+        ProcessDied: one of several processes ended before its time.
     """
-    run = _folder(name or newest().name)
+    run = run_folder(name or newest().name)
     if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
         raise UserError(f"{run.path}: no such run; there are: {', '.join(names()) or 'none'}")
-    saved = yaml.safe_load((run.path / "config.yaml").read_text("utf-8"))
+    saved = to_dict(run.config)
     config: Config = from_dict(Config, merged(saved, changes))
-    old: Config = from_dict(Config, saved)
+    old = run.config
     if config.model != old.model or config.data != replace(old.data, cache_dir=config.data.cache_dir):
         raise UserError(f"{run.path}: model.* and data.* of a run cannot change; train a new one instead")
+
+    def prepare_run() -> Prepared | None:
+        facts = run.facts
+        if facts["state"] == "finished" and config == old:
+            return None
+        audio = str(Path(folder).resolve()) if folder else facts["folder"]
+        corpus = prepare(audio, config.data.sample_rate, config.data.cache_dir)
+        run.write_config(config)
+        run.write_facts(state="running", folder=audio)
+        corpus, parts = replace(corpus, gain=facts["gain"]), Split.from_dict(facts["split"])
+        counts = run.pair_counts
+        if counts is None:  # it was stopped before they were written
+            counts = _count_pairs(config, corpus, parts)
+        return Prepared(run, config, corpus, parts, counts)
+
+    return _lead(config, prepare_run)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run whose folder and audio are ready to train: what each of its processes has to know."""
+
+    run: RunFolder
+    config: Config
+    corpus: Corpus
+    """As it was when the run was started or resumed, with the gain of the run."""
+    parts: Split
+    """Which audio is for what."""
+    pair_counts: PairCounts
+    """Code pairs of the training audio, for the baselines."""
+
+    @property
+    def held_out(self) -> Spans:
+        """What training validates on."""
+        return quick_check(locate(self.corpus, self.parts.validation), self.config.data)
+
+    @property
+    def baselines(self) -> BaselineBits:
+        """What the run must beat on that."""
+        codes = _int16_to_code(self.config, self.corpus)
+        evaluated = pair_counts(self.corpus, self.held_out, codes, self.config.model.q_levels)
+        return baseline_bits(self.pair_counts, evaluated)
+
+
+def _lead(config: Config, prepare_run: Callable[[], Prepared | None]) -> Outcome | None:
+    """Prepare a run once, train it in every process that there is or should be, judge it once."""
     _quiet()
-    _trainer(config)
-    facts = run.facts
-    if facts["state"] == "finished" and config == old:
+    trainer = make_trainer(config)  # raises on what Lightning refuses, before anything is written
+    if launch() is None and trainer.world_size > 1:
+        prepared = prepare_run()
+        if prepared is None:
+            return None
+        _introduce(prepared)
+        _train_in_processes(prepared, trainer.num_devices)
+        return _judge(prepared)
+    team = Team(trainer)
+    prepared = team.lead(prepare_run)
+    if prepared is None:
         return None
-    corpus = prepare(folder or facts["folder"], config.data.sample_rate, config.data.cache_dir)
-    corpus = replace(corpus, gain=facts["gain"])
-    run.write_facts(state="running")
-    run.write_config(config)
-    return _train(run, config, corpus, Split.from_dict(facts["split"]))
+    _introduce(prepared)
+    work(prepared)
+    return team.lead(lambda: _judge(prepared))
 
 
-def newest() -> Path:
-    """The run that was written to last.
+def _train_in_processes(prepared: Prepared, devices: int) -> None:
+    """Let workers do the work."""
+    run = prepared.run
+    run.write_facts(saved=False)
+    say(f"{devices} processes; the output of all but the first goes to {run.path / 'logs'}")
+    try:
+        signal_number = train_in_processes(run.path, pickle.dumps(prepared), devices)
+    except BaseException:
+        run.write_facts(state="interrupted")
+        raise
+    if signal_number is not None:
+        raise Interrupted(signal_number, run.facts["saved"], run.path.name)
+
+
+def work(prepared: Prepared) -> None:
+    """Train a prepared run to its end, as one of its processes.
 
     Raises:
-        UserError: there is none.
+        UserError: a mistake of the user's.
+        Interrupted: a signal stopped it.
+        ProcessDied: another process could not be reached any more.
     """
-    found = sorted(names(), key=lambda name: _last_written(RUNS / name))
-    if not found:
-        raise UserError(f"no runs below {RUNS.resolve()}: nothing to resume")
-    return RUNS / found[-1]
-
-
-def names() -> list[str]:
-    """All runs below the current directory."""
-    return sorted(path.parent.name for path in RUNS.glob("*/run.json"))
-
-
-def _folder(name: str) -> RunFolder:
-    if Path(name).name != name or name == "..":
-        raise UserError(f"--name {name}: a run's name is one folder below {RUNS}, without slashes")
-    return RunFolder(RUNS / name)
-
-
-def _last_written(run: Path) -> float:
-    return max(path.stat().st_mtime for path in (run / "run.json", *run.glob("checkpoints/*.ckpt")))
-
-
-def free_name(folder: Path) -> str:
-    """A name for a new run: the folder's own, numbered if it is taken."""
-    stem = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-.") or "run"
-    taken = {path.name for path in RUNS.glob("*")}
-    number = 1
-    while (name := stem if number == 1 else f"{stem}-{number}") in taken:
-        number += 1
-    return name
-
-
-def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outcome:
-    """Fit, from the last checkpoint if there is one, and judge the result."""
+    _quiet()
+    run, config, corpus = prepared.run, prepared.config, prepared.corpus
     pl.seed_everything(config.seed_everything, verbose=False)
-    _report(corpus, parts)
-    codes = Quantizer(config.model.q_levels, config.model.quantization).int16_to_code(corpus.gain).numpy()
-    counts = pair_counts(corpus, locate(corpus, parts.train), codes, config.model.q_levels)
-    facts = Checkpoint(config, {}, gain=corpus.gain, pair_counts=counts, split=parts.to_dict())
-    held_out = quick_check(locate(corpus, parts.validation), config.data)
-    baselines = baseline_bits(counts, pair_counts(corpus, held_out, codes, config.model.q_levels))
-    data = CorpusModule(config, corpus, parts)
+    if not corpus.shard_dir.exists():  # another machine, with a cache of its own
+        prepare(corpus.folder, config.data.sample_rate, config.data.cache_dir)
+    data = CorpusModule(config, corpus, prepared.parts)
+    facts = Checkpoint(
+        config, {}, corpus.gain, pair_counts=prepared.pair_counts, split=prepared.parts.to_dict()
+    )
     module = TrainingModule(facts, planned_steps_per_epoch=len(data.train_dataloader()))
-    _announce(run, module, baselines)
     try:
-        step, reason = _fit(run, module, data, baselines)
-        test = _test(run, corpus, parts)
+        step, reason = _fit(run, module, data, prepared.baselines)
     except BaseException as error:
-        run.write_facts(state="interrupted")
+        saved = isinstance(error, Interrupted) and error.saved
+        if is_first():
+            run.write_facts(state="interrupted", saved=saved)
         if isinstance(error, Interrupted):
             error.run = run.path.name
+        elif is_peer_lost(error):
+            raise ProcessDied("another process of this run ended, or can no longer be reached") from error
         raise
-    run.write_facts(state="finished", reason=reason, step=step, test=test.to_dict())
-    num_validated = sum(stop - start for _, start, stop in held_out)
-    validation = Score(module.best_bits, num_validated, baselines, "validation")
-    return Outcome(run.path, step, reason, validation, test)
+    if is_first():
+        run.write_facts(state="trained", step=step, reason=reason)
+
+
+def _judge(prepared: Prepared) -> Outcome:
+    """Score the best checkpoint on audio that neither training nor validation has heard; the run is over."""
+    run, corpus = prepared.run, prepared.corpus
+    best = load(run.path)
+    spans = quick_check(locate(corpus, prepared.parts.test), prepared.config.data)
+    test = score_spans(best, corpus, spans, "test")
+    num_validated = sum(stop - start for _, start, stop in prepared.held_out)
+    bits = best.results["validation_bits_per_sample"]
+    validation = Score(bits, num_validated, prepared.baselines, "validation")
+    run.write_facts(state="finished", test=test.to_dict())
+    facts = run.facts
+    return Outcome(run.path, facts["step"], facts["reason"], validation, test)
 
 
 def _fit(
@@ -224,7 +258,6 @@ def _fit(
     if run.last:
         saved = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
         if reached := _limit_reached(config.trainer, saved["global_step"], saved[STATE]["seconds"]):
-            module.best_bits = saved[STATE]["best_bits"]
             return saved["global_step"], reached
         say(f"continuing from {run.last}, step {saved['global_step']}")
     checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics()
@@ -238,7 +271,7 @@ def _fit(
         TensorBoardLogger(run.path, name="", version="", default_hp_metric=False),
         MetricsFile(run.path / "metrics.csv"),
     ]
-    trainer = _trainer(config, callbacks, loggers)
+    trainer = make_trainer(config, callbacks, loggers)
     trainer.fit(module, data, ckpt_path=run.last, weights_only=True)
     return trainer.global_step, stopping.reason
 
@@ -250,92 +283,64 @@ def _limit_reached(limits: TrainerConfig, step: int, seconds: float) -> str | No
     return "trainer.max_time is reached" if seconds >= limits.max_seconds else None
 
 
-def _test(run: RunFolder, corpus: Corpus, parts: Split) -> Score:
-    """Score the best checkpoint on audio that neither training nor validation has heard."""
-    checkpoint = load(run.path)
-    spans = quick_check(locate(corpus, parts.test), checkpoint.config.data)
-    return score_spans(checkpoint, corpus, spans, "test")
-
-
-def _trainer(
-    config: Config, callbacks: list[pl.Callback] | None = None, loggers: list[Logger] | None = None
-) -> pl.Trainer:
-    """A Trainer with our callbacks; `Stopping` alone decides when it ends.
-
-    Raises:
-        UserError: Lightning refuses an option.
-    """
-    options = config.trainer
-    if options.devices not in ("auto", 1, "1") or options.num_nodes > 1:
-        raise UserError(
-            "training on several devices is not there yet: leave trainer.devices and trainer.num_nodes at 1"
-        )
-    try:
-        return pl.Trainer(
-            accelerator=options.accelerator,
-            devices=1,
-            strategy=options.strategy,
-            precision=options.precision,
-            max_epochs=-1,
-            gradient_clip_val=options.gradient_clip_val,
-            gradient_clip_algorithm=options.gradient_clip_algorithm,
-            accumulate_grad_batches=options.accumulate_grad_batches,
-            val_check_interval=options.val_check_interval * options.accumulate_grad_batches,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            callbacks=callbacks,
-            logger=loggers or False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-    except (ValueError, MisconfigurationException) as error:
-        raise UserError(f"trainer.*: {' '.join(str(error).split())}") from error
-
-
-def _report(corpus: Corpus, parts: Split) -> None:
-    """Say what was found in the folder and how it is split.
+def _introduce(prepared: Prepared) -> None:
+    """Say what was found in the folder, what is about to be trained, and what it must beat.
 
     Raises:
         UserError: a part has no audio (any more).
     """
+    corpus, config = prepared.corpus, prepared.config
     for problem in corpus.problems[:_PROBLEMS_SHOWN]:
         say(f"  {problem}")
     if len(corpus.problems) > _PROBLEMS_SHOWN:
         say(f"  … and {len(corpus.problems) - _PROBLEMS_SHOWN} more problems")
     say(f"{corpus.folder}: {len(corpus.files)} files, {corpus.duration / 60:.1f} minutes usable")
-    lengths = []
+    say(f"split: {', '.join(_describe_parts(prepared))}")
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in SampleRNN(config.model).parameters())
+    steps = len(CorpusModule(config, corpus, prepared.parts).train_dataloader())
+    say(
+        f"model: {config.model.n_tiers} tiers, {parameters / 1e6:.2f} M parameters; {steps} "
+        f"steps of {config.data.batch_size} x {config.data.tbptt_len} samples per epoch"
+    )
+    baselines = prepared.baselines
+    say(
+        f"baselines in bits per sample: uniform {baselines.uniform:.3f}, unigram {baselines.unigram:.3f}, "
+        f"previous sample {baselines.previous_sample:.3f}"
+    )
+    say(f"run: {prepared.run.path}   (tensorboard --logdir {prepared.run.path.parent})")
+
+
+def _describe_parts(prepared: Prepared) -> Iterator[str]:
+    """Each part of the split with its length; says what is missing. Raises UserError if all of it is."""
+    corpus = prepared.corpus
     for part in ("train", "validation", "test"):
-        spans = getattr(parts, part)
+        spans = getattr(prepared.parts, part)
         found = locate(corpus, spans)
         if not found:
             raise UserError(f"{corpus.folder}: none of this run's {part} audio is there any more")
         if len(found) < len(spans):
             say(f"  {len(spans) - len(found)} of {len(spans)} {part} files are not there any more")
         minutes = sum(stop - start for _, start, stop in found) / corpus.sample_rate / 60
-        lengths.append(f"{part} {minutes:.1f} min")
-    say(f"split: {', '.join(lengths)}")
+        yield f"{part} {minutes:.1f} min"
 
 
-def _announce(run: RunFolder, module: TrainingModule, baselines: BaselineBits) -> None:
-    """Say what is about to be trained, and what it must beat."""
-    config = module.config
-    millions = sum(parameter.numel() for parameter in module.model.parameters()) / 1e6
-    say(
-        f"model: {config.model.n_tiers} tiers, {millions:.2f} M parameters; {module.planned_steps_per_epoch} "
-        f"steps of {config.data.batch_size} x {config.data.tbptt_len} samples per epoch"
-    )
-    say(
-        f"baselines in bits per sample: uniform {baselines.uniform:.3f}, unigram {baselines.unigram:.3f}, "
-        f"previous sample {baselines.previous_sample:.3f}"
-    )
-    say(f"run: {run.path}   (tensorboard --logdir {run.path.parent})")
+def _count_pairs(config: Config, corpus: Corpus, parts: Split) -> PairCounts:
+    """Code pairs of the training audio."""
+    codes = _int16_to_code(config, corpus)
+    return pair_counts(corpus, locate(corpus, parts.train), codes, config.model.q_levels)
+
+
+def _int16_to_code(config: Config, corpus: Corpus) -> NDArray[np.int64]:
+    """The table from stored samples to codes ``[65536]``."""
+    quantizer = Quantizer(config.model.q_levels, config.model.quantization)
+    return quantizer.int16_to_code(corpus.gain).numpy()
 
 
 def say(message: str) -> None:
-    """A message to the user, on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    """A message to the user, on standard error; the first process speaks for all."""
+    if is_first():
+        print(message, file=sys.stderr, flush=True)
 
 
 def _quiet() -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from samplernn.config import Config, from_dict, merged
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.training.agreement import Agreement
 from samplernn.training.module import TrainingModule
 from samplernn.training.scoring import Batch
 from tests.conftest import TOY
@@ -20,7 +21,7 @@ from tests.conftest import TOY
 class _OneProcess:
     """The little that a step asks of its Trainer."""
 
-    world_size = 1
+    world_size, global_rank = 1, 0
     global_step = 0
 
     class strategy:  # noqa: N801
@@ -109,7 +110,7 @@ def test_the_learning_rate_follows_the_plan(
 def test_the_learning_rate_can_be_planned_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     module = _module(trainer={"max_steps": -1, "max_time": "00:00:01:40"})
     monkeypatch.setattr(TrainingModule, "global_step", 500)
-    module.clock.seconds_before = 75.0
+    module.agreement = Agreement(75.0)
     assert module.progress() == pytest.approx(0.75)
     assert module.lr_factor(500) == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(0.75 * math.pi)))
 

@@ -23,6 +23,7 @@ from samplernn.config import Config, UserError, from_dict, merged, presets, to_d
 from samplernn.model.checkpoint import load
 from samplernn.model.network import SampleRNN
 from samplernn.training import run
+from samplernn.training.folder import RunFolder
 from samplernn.training.scoring import quick_check, score_spans
 from tests.conftest import TOY, toy_arguments
 
@@ -228,13 +229,13 @@ def test_a_run_that_stopped_improving_gets_another_chance_when_resumed(
 
 def test_a_run_that_ended_but_was_not_judged_is_judged_and_not_trained(run_copy: Path) -> None:
     before = (run_copy / "checkpoints" / "last.ckpt").read_bytes()
-    run.RunFolder(run_copy).write_facts(state="running")
+    RunFolder(run_copy).write_facts(state="running")
     outcome = run.resume("toy", {})
     assert outcome is not None
     assert (outcome.step, outcome.reason) == (6, "trainer.max_steps is reached")
     assert outcome.validation.bits_per_sample > 0
     assert (run_copy / "checkpoints" / "last.ckpt").read_bytes() == before
-    assert run.RunFolder(run_copy).facts["state"] == "finished"
+    assert RunFolder(run_copy).facts["state"] == "finished"
 
 
 def test_without_its_last_checkpoint_a_run_resumes_from_the_one_before(
@@ -244,7 +245,7 @@ def test_without_its_last_checkpoint_a_run_resumes_from_the_one_before(
     config: Config = from_dict(Config, merged(TOY, {"checkpoint": {"every_steps": 4}}))
     outcome = run.start(clips, config, "toy")
     (outcome.folder / "checkpoints" / "last.ckpt").unlink()
-    run.RunFolder(outcome.folder).write_facts(state="interrupted")
+    RunFolder(outcome.folder).write_facts(state="interrupted")
     again = run.resume("toy", {})
     assert again is not None
     assert again.step == 6
@@ -267,14 +268,14 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(
 def test_a_run_without_a_checkpoint_yet_resumes_from_the_start(run_copy: Path) -> None:
     for checkpoint in (run_copy / "checkpoints").iterdir():
         checkpoint.unlink()
-    run.RunFolder(run_copy).write_facts(state="interrupted")
+    RunFolder(run_copy).write_facts(state="interrupted")
     outcome = run.resume("toy", {})
     assert outcome is not None
     assert outcome.step == 6
 
 
 def test_training_goes_on_where_the_audio_was_moved_to(run_copy: Path, clips: Path, tmp_path: Path) -> None:
-    run.RunFolder(run_copy).write_facts(folder=str(tmp_path / "gone"))
+    RunFolder(run_copy).write_facts(folder=str(tmp_path / "gone"))
     with pytest.raises(UserError, match="gone"):
         run.resume("toy", {"trainer": {"max_steps": 7}})
     outcome = run.resume("toy", {"trainer": {"max_steps": 7}}, folder=clips)
@@ -287,7 +288,7 @@ def test_audio_that_is_gone_is_reported_and_what_is_needed_is_missed(
 ) -> None:
     thinned = tmp_path / "thinned"
     shutil.copytree(clips, thinned)
-    files = run.RunFolder(run_copy).facts["split"]
+    files = RunFolder(run_copy).facts["split"]
     (thinned / files["train"][0][0]).unlink()
     assert run.resume("toy", {"trainer": {"max_steps": 7}}, folder=thinned) is not None
     assert f"1 of {len(files['train'])} train files are not there any more" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""The folder of a run: where it is, what it is called, what is in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from samplernn.config import Config, UserError, from_dict, to_dict
+from samplernn.model.baselines import PairCounts
+
+RUNS = Path("runs")
+"""Where runs live, under the current directory."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint, or the one before it, or None before the first."""
+        for name in ("last.ckpt", "last-previous.ckpt"):
+            if (self.path / "checkpoints" / name).exists():
+                return self.path / "checkpoints" / name
+        return None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says: folder of the audio, gain, split, state."""
+        return json.loads((self.path / "run.json").read_text("utf-8"))
+
+    def write_facts(self, **changes: Any) -> None:
+        """Change entries of `run.json`."""
+        facts = {**(self.facts if (self.path / "run.json").exists() else {}), **changes}
+        self._write("run.json", json.dumps(facts, indent=1) + "\n")
+
+    @property
+    def config(self) -> Config:
+        """What `config.yaml` says."""
+        values = yaml.safe_load((self.path / "config.yaml").read_text("utf-8"))
+        config: Config = from_dict(Config, values)
+        return config
+
+    def write_config(self, config: Config) -> None:
+        """Write `config.yaml`, which is also a file for `--config`."""
+        self._write("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    @property
+    def pair_counts(self) -> PairCounts | None:
+        """Code pairs of the training audio, ``[q, q]``; None before they were written."""
+        try:
+            with np.load(self.path / "pair-counts.npz") as saved:
+                counts: PairCounts = saved["counts"]
+        except FileNotFoundError:
+            return None
+        return counts
+
+    def write_pair_counts(self, counts: PairCounts) -> None:
+        """Write `pair-counts.npz`, the baselines' knowledge."""
+        partial = self.path / ".pair-counts.partial.npz"
+        np.savez_compressed(partial, counts=counts)
+        partial.replace(self.path / "pair-counts.npz")
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file, whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text, "utf-8")
+        partial.replace(self.path / name)
+
+
+def newest() -> Path:
+    """The run that was written to last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(names(), key=lambda name: _last_written(RUNS / name))
+    if not found:
+        raise UserError(f"no runs below {RUNS.resolve()}: nothing to resume")
+    return RUNS / found[-1]
+
+
+def names() -> list[str]:
+    """All runs below the current directory."""
+    return sorted(path.parent.name for path in RUNS.glob("*/run.json"))
+
+
+def run_folder(name: str) -> RunFolder:
+    """The folder of a run of this name, whether it exists or not. Raises UserError if it cannot be one."""
+    if Path(name).name != name or name == "..":
+        raise UserError(f"--name {name}: a run's name is one folder below {RUNS}, without slashes")
+    return RunFolder(RUNS / name)
+
+
+def _last_written(run: Path) -> float:
+    return max(path.stat().st_mtime for path in (run / "run.json", *run.glob("checkpoints/*.ckpt")))
+
+
+def free_name(folder: Path) -> str:
+    """A name for a new run: the folder's own, numbered if it is taken."""
+    stem = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-.") or "run"
+    taken = {path.name for path in RUNS.glob("*")}
+    number = 1
+    while (name := stem if number == 1 else f"{stem}-{number}") in taken:
+        number += 1
+    return name

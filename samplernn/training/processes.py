@@ -1,0 +1,272 @@
+"""One process per device: who started this one, what the others hear from the first, and starting them.
+
+There are two ways to several processes. A launcher (torchrun, srun) starts them all, each with the
+user's command; then `Team` joins them, and the first does alone what must be done once. Otherwise the
+user's process prepares the run, and `train_in_processes` starts a worker per device, hands it what it has
+to know, watches them all, and ends all when one dies. Neither way runs the user's
+own script again, as Lightning's launcher would. Lightning sees externally created processes in both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from samplernn.config import UserError
+
+T = TypeVar("T")
+
+USER_ERROR, PEER_LOST = 2, 3
+"""Exit codes of a worker: a mistake of the user's; another worker could not be reached any more."""
+_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_WAIT_FOR_THE_FIRST = datetime.timedelta(days=30)
+"""The first process may decode a corpus for hours while the others wait."""
+_GRACE_SECONDS = 15.0
+"""How long workers may take to end by themselves once one has failed."""
+_POLL_SECONDS = 0.1
+
+
+class ProcessDied(Exception):
+    """A process of the run ended before its time, and the run with it. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes a launcher has started, this one among them."""
+
+    world_size: int
+    devices: int
+    """Processes on this machine."""
+    num_nodes: int
+
+
+def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """What torchrun, srun or `train_in_processes` say about their processes; None if there is only this."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        world_size = int(environment["WORLD_SIZE"])
+        devices = int(environment.get("LOCAL_WORLD_SIZE", world_size))
+    elif "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        world_size = int(environment.get("SLURM_NTASKS", 1))
+        devices = world_size // int(environment.get("SLURM_NNODES", 1))
+    else:
+        return None
+    return Launch(world_size, devices, world_size // devices) if world_size > 1 else None
+
+
+def is_first() -> bool:
+    """Whether this is the first of all processes, which speaks and writes for them."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+class Team:
+    """The processes that a launcher started, once they are connected; a single process is a team of one.
+
+    Args:
+        trainer: connects them; its strategy's process group is the one that training uses.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.rank, self._group = 0, None
+        if trainer.world_size > 1:
+            trainer.strategy.setup_environment()
+            self.rank = trainer.global_rank
+            self._group = torch.distributed.new_group(backend="gloo", timeout=_WAIT_FOR_THE_FIRST)
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """The first process works, the others wait; all get the result, or the same UserError."""
+        if self._group is None:
+            return work()
+        said: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                said[0] = work()
+            except BaseException as error:
+                said[1] = error if isinstance(error, UserError) else UserError("the first process failed")
+                torch.distributed.broadcast_object_list(said, src=0, group=self._group)
+                raise
+        torch.distributed.broadcast_object_list(said, src=0, group=self._group)
+        if said[1] is not None:
+            raise said[1]
+        return said[0]
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Whether this error of a collective means that another process is gone."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and ("gloo" in str(error) or "onnection closed" in str(error))
+
+
+def train_in_processes(run: Path, task: bytes, devices: int) -> int | None:
+    """Start a worker per device for a run, and wait for them.
+
+    SIGINT and SIGTERM are passed on to the workers. When one worker dies, the others are ended too.
+
+    Args:
+        run: folder of the run.
+        task: pickled argument of `run.work`.
+        devices: number of workers.
+
+    Returns:
+        The number of the signal that stopped the run; None if it ended by itself.
+
+    Raises:
+        ProcessDied: a worker ended before its time.
+        UserError: a worker met a mistake of the user's.
+    """
+    shutil.rmtree(run / "logs", ignore_errors=True)
+    (run / "logs").mkdir()
+    with _workers(run, task, devices) as workers, _passing_signals_on(workers) as passed_on:
+        failed = _wait(workers, passed_on)
+    if failed is not None:
+        raise failed.why(len(workers))
+    stopped = [worker.process.returncode for worker in workers if worker.process.returncode]
+    return max(code - 128 if code > 0 else -code for code in stopped) if stopped else None
+
+
+class _Worker:
+    """A process of a run.
+
+    Args:
+        run: folder of the run.
+        task: goes to its standard input, which stays open as long as this process lives.
+        rank: of the process. The first writes where this process does, the others to a file.
+        environment: as torchrun would set it, but for the rank.
+    """
+
+    def __init__(self, run: Path, task: bytes, rank: int, environment: Mapping[str, str]) -> None:
+        self.rank = rank
+        self.log = log_file(run, rank) if rank else None
+        self.error_file = error_file(run, rank)
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(self.log.open("wb")) if self.log else None
+            # A session of its own: Ctrl-C reaches it through us, once.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "samplernn.training.worker", str(run)],
+                env={**environment, **ranks},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        threading.Thread(target=self._hand_over, args=(task,), daemon=True).start()
+
+    def _hand_over(self, task: bytes) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # it may die before it reads
+            self.process.stdin.write(task)
+            self.process.stdin.flush()
+
+    def has_failed(self, signals: Sequence[int]) -> bool:
+        """Whether it ended, and neither by finishing nor by a signal that was passed on to it."""
+        code = self.process.poll()
+        return bool(code) and code not in _INTERRUPTED and -(code or 0) not in signals
+
+    @property
+    def lost_another(self) -> bool:
+        """It failed because another did."""
+        return self.process.returncode == PEER_LOST
+
+    def why(self, world_size: int) -> Exception:
+        """What to say about its failure."""
+        code = self.process.returncode
+        said = self.error_file.read_text("utf-8") if self.error_file.exists() else ""
+        if code == USER_ERROR:
+            return UserError(said)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code == -signal.SIGKILL:
+            how += " (perhaps there is too little memory)"
+        what = f"process {self.rank + 1} of {world_size} {how}"
+        return ProcessDied(what + (f": {said}" if said else "") + (f"; see {self.log}" if self.log else ""))
+
+
+def log_file(run: Path, rank: int) -> Path:
+    """Where a worker's output goes."""
+    return run / "logs" / f"rank-{rank}.txt"
+
+
+def error_file(run: Path, rank: int) -> Path:
+    """Where a worker leaves one line about its failure."""
+    return run / "logs" / f"rank-{rank}.error"
+
+
+@contextlib.contextmanager
+def _workers(run: Path, task: bytes, devices: int) -> Iterator[list[_Worker]]:
+    """Workers that are dead when the block is left."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(devices),
+        "LOCAL_WORLD_SIZE": str(devices),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "samplernn",  # by this Lightning knows torchrun's variables
+    }
+    workers: list[_Worker] = []
+    try:
+        for rank in range(devices):
+            workers.append(_Worker(run, task, rank, environment))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.process.kill()
+            worker.process.wait()
+
+
+def _wait(workers: Sequence[_Worker], signals: Sequence[int]) -> _Worker | None:
+    """Wait until all have ended; returns the one that failed first, if any did."""
+    failed: _Worker | None = None
+    deadline = math.inf
+    while True:
+        is_over = all(worker.process.poll() is not None for worker in workers) or time.monotonic() > deadline
+        for worker in workers:
+            # One that lost another comes second, even if it is seen first.
+            if worker.has_failed(signals) and (failed is None or failed.lost_another > worker.lost_another):
+                failed = worker
+                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        if is_over:
+            return failed
+        time.sleep(_POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _passing_signals_on(workers: Sequence[_Worker]) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM go to all workers instead of ending this process; yields those that came."""
+    passed_on: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        passed_on.append(number)
+        for worker in workers:
+            worker.process.send_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield passed_on
+        return
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield passed_on
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

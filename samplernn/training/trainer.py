@@ -1,0 +1,107 @@
+"""Lightning's Trainer as a run needs it, on the devices that there are."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from samplernn.config import Config, UserError
+from samplernn.training.processes import launch
+
+
+def make_trainer(
+    config: Config, callbacks: list[pl.Callback] | None = None, loggers: list[Logger] | None = None
+) -> pl.Trainer:
+    """A Trainer with our callbacks; `Stopping` alone decides when it ends.
+
+    Raises:
+        UserError: Lightning refuses an option, or the lanes cannot be shared out evenly to the devices.
+    """
+    options = config.trainer
+    try:
+        devices, num_nodes = _devices(config)
+        return pl.Trainer(
+            accelerator=options.accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=_strategy(config, devices, num_nodes),
+            precision=options.precision,
+            max_epochs=-1,
+            gradient_clip_val=options.gradient_clip_val,
+            gradient_clip_algorithm=options.gradient_clip_algorithm,
+            accumulate_grad_batches=options.accumulate_grad_batches,
+            val_check_interval=options.val_check_interval * options.accumulate_grad_batches,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            callbacks=callbacks,
+            logger=loggers or False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(f"trainer.*: {' '.join(str(error).split())}") from error
+
+
+def _devices(config: Config) -> tuple[int | str, int]:
+    """Devices per machine, and machines: as configured, as a launcher has decided, or all that can be used.
+
+    Raises:
+        UserError: the configuration contradicts the launcher.
+    """
+    options, started = config.trainer, launch()
+    devices = options.devices
+    if started is None:
+        if options.num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes {options.num_nodes}: start one process per device with torchrun or srun "
+                "(see README), which then also says how many machines there are"
+            )
+        if devices == "auto":  # all, unless the lanes cannot be shared out evenly to so many
+            found = _count(config, "auto")
+            devices = next(n for n in range(found, 0, -1) if config.data.batch_size % n == 0)
+        return devices, 1
+    if devices == "auto":
+        devices = started.devices
+    num_nodes = options.num_nodes if options.num_nodes > 1 else started.num_nodes
+    if _count(config, devices) * num_nodes != started.world_size:
+        raise UserError(
+            f"{started.world_size} processes were started, but trainer.devices {options.devices} on "
+            f"{num_nodes} machines need {_count(config, devices) * num_nodes}: leave trainer.devices out"
+        )
+    return devices, num_nodes
+
+
+def _strategy(config: Config, devices: int | str, num_nodes: int) -> DDPStrategy | str:
+    """DDP among several processes.
+
+    Raises:
+        UserError: the lanes cannot be shared out evenly.
+    """
+    world_size = _count(config, devices) * num_nodes
+    if world_size == 1:
+        return "auto"
+    lanes = config.data.batch_size
+    if lanes % world_size:
+        raise UserError(
+            f"data.batch_size {lanes} cannot be shared out evenly to {world_size} devices: "
+            f"take {-(-lanes // world_size) * world_size}"
+        )
+    # The only buffer is a constant table; gradients that live in the buckets save a copy.
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _count(config: Config, devices: int | str) -> int:
+    """How many devices of this machine Lightning takes that for."""
+    probe = pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=devices,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return probe.num_devices
