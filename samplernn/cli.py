@@ -213,7 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown verb {options.verb!r}; there are: {', '.join(VERBS)}")
         return VERBS[options.verb](options.arguments)
     except UserError as error:
-        _say(f"error: {error}")
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # the first speaks for all
+            _say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         return 130

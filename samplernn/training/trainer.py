@@ -42,7 +42,7 @@ def make_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"trainer.*: {' '.join(str(error).split())}") from error
 
 
