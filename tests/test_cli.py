@@ -47,7 +47,7 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "--resume", "--config", "small"], "leave --config out"),
         (["train", str(CLIPS), "--trainer.precision", "bf16-mixe"], "trainer.precision"),
         (["train", str(CLIPS), "--trainer.accelerator", "gpuu"], "gpuu"),
-        (["train", str(CLIPS), "--trainer.devices", "2"], "several devices"),
+        (["train", str(CLIPS), "--trainer.devices", "3"], "take 18"),
         (["train", str(CLIPS), "--seed_everything", "-1"], "seed_everything"),
         (["train", str(CLIPS), "--samples.seed", "-1"], "samples.seed"),
         (["generate"], "checkpoint"),
