@@ -69,6 +69,27 @@ def spectrograms(clips: Mapping[str, NDArray[np.int16]], sample_rate: int) -> Fi
     return figure
 
 
+def curves(series: Mapping[str, Mapping[int, float]], ylabel: str = "bits per sample") -> Figure:
+    """Curves over the training step in one diagram; each later one is drawn thinner, so that none hides.
+
+    Args:
+        series: title and, for every step, the value of each.
+        ylabel: what the values are.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    for number, (title, points) in enumerate(series.items()):
+        steps = sorted(points)
+        axis.plot(
+            steps, [points[step] for step in steps], label=title, linewidth=max(1.0, 4.0 - 1.5 * number)
+        )
+    axis.set_xlabel("step")
+    axis.set_ylabel(ylabel)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure to a PNG file."""
     FigureCanvasAgg(figure).print_png(str(path))

@@ -39,3 +39,11 @@ def test_spectrograms_of_unequal_length_become_one_png(tmp_path: Path) -> None:
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
     assert pixels.std() > 10
+
+
+def test_curves_have_a_line_for_each_series_in_the_order_of_steps() -> None:
+    figure = plots.curves({"one": {20: 2.0, 10: 3.0}, "two": {10: 2.5}})
+    lines = figure.axes[0].lines
+    assert [line.get_label() for line in lines] == ["one", "two"]
+    assert lines[0].get_xydata().tolist() == [[10, 3], [20, 2]]
+    assert plots.pixels(figure).min() < 128
