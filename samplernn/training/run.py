@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from samplernn.audio.corpus import Corpus, Split, locate, prepare, split
+from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, to_dict
 from samplernn.model.baselines import BaselineBits, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load
@@ -312,6 +312,8 @@ def _report(corpus: Corpus, parts: Split) -> None:
         if not found:
             raise UserError(f"{corpus.folder}: none of this run's {part} audio is there any more")
         if len(found) < len(spans):
+            for problem in lost(corpus, spans)[:_PROBLEMS_SHOWN]:
+                say(f"  {problem}")
             say(f"  {len(spans) - len(found)} of {len(spans)} {part} files are not there any more")
         minutes = sum(stop - start for _, start, stop in found) / corpus.sample_rate / 60
         lengths.append(f"{part} {minutes:.1f} min")
