@@ -150,7 +150,7 @@ def _unwritable(error: OSError, corpus_dir: Path) -> UserError:
         remedy = remedy_for(error)
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "set data.cache_dir to a folder that you may write to"
-    elif error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+    elif error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
         remedy = "something else is in its place: remove that, or set data.cache_dir to another folder"
     return UserError(f"{where}: the cache cannot be written ({error.strerror or error}); {remedy}")
 
@@ -216,7 +216,7 @@ def _corpus_dir(folder: Path, sample_rate: int, cache_dir: str | Path | None) ->
         raise UserError(f"{root}: this cache lies inside the audio folder; set data.cache_dir to another")
     settings = f"{folder.resolve()}\n{sample_rate}\n{shards.FORMAT_VERSION}"
     digest = hashlib.sha256(os.fsencode(settings)).hexdigest()[:16]
-    return root / f"{folder.name or 'root'}-{digest}"
+    return root / f"{folder.name[:40] or 'root'}-{digest}"  # a name of full length would become too long
 
 
 def _build(
@@ -229,12 +229,8 @@ def _build(
 ) -> dict[str, Shard]:
     """All shards by key, in the order of their files; those that are missing are built."""
     groups = {shards.shard_key(group, sample_rate): group for group in shards.group(sources)}
-    with ThreadPoolExecutor(workers or _cores()) as pool:  # in parallel, should all have to be checked
-        found = dict(
-            zip(groups, pool.map(lambda key: shards.load_shard(shard_dir, key), groups), strict=True)
-        )
+    found = _load(shard_dir, list(groups), workers)
     missing = [key for key, shard in found.items() if shard is None]
-    _report_damage(shard_dir, missing, len(groups))
     total = sum(source.size for key in missing for source in groups[key])
     stop = threading.Event()
     with _progress_bar(total, progress and bool(missing)) as advance:
@@ -255,12 +251,23 @@ def _build(
     return {key: shard or built[key] for key, shard in found.items()}
 
 
-def _report_damage(shard_dir: Path, missing: Sequence[str], total: int) -> None:
-    """Says on standard error which part of the cache is built again although it was complete."""
-    damaged = [key for key in missing if (shard_dir / f"{key}.json").exists()]
+def _load(shard_dir: Path, keys: Sequence[str], workers: int | None) -> dict[str, Shard | None]:
+    """The shards that are in the cache, by key; says on standard error if some are damaged."""
+    damaged: list[str] = []
+
+    def load(key: str) -> Shard | None:
+        try:
+            return shards.load_shard(shard_dir, key)
+        except shards.Damaged:
+            damaged.append(key)
+            return None
+
+    with ThreadPoolExecutor(workers or _cores()) as pool:  # in parallel, should all have to be checked
+        found = dict(zip(keys, pool.map(load, keys), strict=True))
     if damaged:
-        count = f"{len(damaged)} of {total} parts of the cache are damaged"
-        print(one_line(f"{shard_dir.parent}: {count} and built again"), file=sys.stderr, flush=True)
+        problem = f"{len(damaged)} of {len(keys)} parts of the cache are damaged and built again"
+        print(one_line(f"{shard_dir.parent}: {problem}"), file=sys.stderr, flush=True)
+    return found
 
 
 def _cores() -> int:

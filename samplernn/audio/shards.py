@@ -17,6 +17,7 @@ it, and is made anew by the next one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -115,6 +116,10 @@ class Cancelled(Exception):
     """The build was told to stop."""
 
 
+class Damaged(Exception):
+    """A shard that was complete is not what was written."""
+
+
 def group(sources: Sequence[Source]) -> list[tuple[Source, ...]]:
     """Cuts a sorted list of sources into the groups that share a shard.
 
@@ -140,30 +145,38 @@ def shard_key(sources: Sequence[Source], sample_rate: int) -> str:
 
 
 def load_shard(shard_dir: Path, key: str) -> Shard | None:
-    """A finished shard, or None if it is missing, or damaged and to be built again.
+    """A finished shard, or None if there is none.
 
     Reads the samples only if their file is not the one that was written, by size and time: a copied
     cache is checked once, and then noted as right.
+
+    Raises:
+        Damaged: it is to be built again.
     """
-    samples = shard_dir / f"{key}.i16"
+    samples, description = shard_dir / f"{key}.i16", shard_dir / f"{key}.json"
     try:
-        entry = json.loads((shard_dir / f"{key}.json").read_text("utf-8"))
+        entry = json.loads(description.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        raise Damaged(key) from None
+    try:
         if entry["checksum"] != _checksum(key, entry["files"], entry["problems"]):
-            return None
+            raise Damaged(key)
         shard = Shard(
             tuple(AudioFile(**item) for item in entry["files"]),
             tuple(Problem(**item) for item in entry["problems"]),
         )
         stamp = _stamp(samples)
         if stamp["size"] != 2 * sum(file.num_samples for file in shard.files):
-            return None
-        if stamp != entry["samples"]:
-            if not _is_intact(samples, shard.files):
-                return None
-            with contextlib.suppress(OSError):  # a cache that cannot be written to can be read all the same
-                write_json(shard_dir / f"{key}.json", {**entry, "samples": stamp})
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
+            raise Damaged(key)
+        if stamp != entry["samples"] and not _is_intact(samples, shard.files):
+            raise Damaged(key)
+    except (OSError, TypeError, KeyError):
+        raise Damaged(key) from None
+    if stamp != entry["samples"]:
+        with contextlib.suppress(OSError):  # a cache that cannot be written to can be read all the same
+            write_json(description, {**entry, "samples": stamp})
     return shard
 
 
@@ -250,8 +263,8 @@ def _is_intact(samples: Path, files: Iterable[AudioFile]) -> bool:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file atomically. Raises OSError."""
-    with _replacing(path) as file:
+    """Writes a JSON file, whole or not at all. Raises OSError."""
+    with _replacing(path, to_disk=False) as file:  # what a power cut leaves of a shard's fails its checksum
         file.stream.write(json.dumps(value, indent=1).encode())
 
 
@@ -282,7 +295,7 @@ def _max_open() -> int:
 def open_samples(path: Path) -> np.ndarray:
     """The samples of a shard, int16 `[n]`, read-only and memory-mapped. Raises UserError."""
     try:
-        mapped = np.memmap(path, "<i2", mode="r")
+        mapped = _map(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}): the cache was deleted or damaged while in use; start again"
@@ -290,6 +303,17 @@ def open_samples(path: Path) -> np.ndarray:
     with contextlib.suppress(OSError):
         os.utime(path.with_suffix(".json"))  # in use: see `remove_stale`
     return mapped.view(np.ndarray)  # slicing a plain array is several times cheaper
+
+
+def _map(path: Path) -> np.ndarray:
+    """Maps int16 samples; if too many files are open, the shards that are open make room."""
+    try:
+        return np.memmap(path, "<i2", mode="r")
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        open_samples.cache_clear()
+        return np.memmap(path, "<i2", mode="r")
 
 
 class _Tally:
@@ -429,16 +453,21 @@ class _Replacement:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[_Replacement]:
-    """A binary file that takes the name `path` once it is complete and on disk, or vanishes."""
+def _replacing(path: Path, to_disk: bool = True) -> Iterator[_Replacement]:
+    """A binary file that takes the name `path` once it is complete (and on disk), or vanishes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("w+b") as stream:
             replacement = _Replacement(stream, path)
             yield replacement
             stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(replacement.path)
+            if to_disk:
+                os.fsync(stream.fileno())
+        try:
+            temporary.replace(replacement.path)
+        except IsADirectoryError:
+            replacement.path.rmdir()  # an empty folder is no loss, and a full one stays
+            temporary.replace(replacement.path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

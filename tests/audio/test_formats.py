@@ -215,8 +215,17 @@ def test_channels_that_nearly_cancel_are_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("container", "kind"),
-    [("WAV", "WAV"), ("RF64", "WAV"), ("W64", "WAV"), ("AIFF", "AIFF"), ("FLAC", "FLAC"), ("OGG", "Ogg")]
-    + [("MP3", "MP3"), ("AU", "AU"), ("CAF", "CAF"), ("VOC", "VOC"), ("NIST", "SPHERE"), ("SVX", "8SVX")],
+    [
+        *[
+            ("WAV", "WAV"),
+            ("RF64", "WAV"),
+            ("W64", "WAV"),
+            ("AIFF", "AIFF"),
+            ("FLAC", "FLAC"),
+            ("OGG", "Ogg"),
+        ],
+        *[("MP3", "MP3"), ("AU", "AU"), ("CAF", "CAF"), ("VOC", "VOC"), ("NIST", "SPHERE"), ("SVX", "8SVX")],
+    ],
 )
 def test_audio_under_another_name_is_explained(tmp_path: Path, container: str, kind: str) -> None:
     audio = tmp_path / "audio"
