@@ -19,7 +19,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
-from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, to_dict
+from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load
 from samplernn.model.quantize import Quantizer
@@ -304,7 +304,8 @@ def _report(corpus: Corpus, parts: Split) -> None:
         say(f"  {problem}")
     if len(corpus.problems) > _PROBLEMS_SHOWN:
         say(f"  … and {len(corpus.problems) - _PROBLEMS_SHOWN} more problems")
-    say(f"{corpus.folder}: {len(corpus.files)} files, {corpus.duration / 60:.1f} minutes usable")
+    minutes = corpus.duration / 60
+    say(f"{one_line(str(corpus.folder))}: {len(corpus.files)} files, {minutes:.1f} minutes usable")
     lengths = []
     for part in ("train", "validation", "test"):
         spans = getattr(parts, part)
@@ -314,7 +315,8 @@ def _report(corpus: Corpus, parts: Split) -> None:
         if len(found) < len(spans):
             for problem in lost(corpus, spans)[:_PROBLEMS_SHOWN]:
                 say(f"  {problem}")
-            say(f"  {len(spans) - len(found)} of {len(spans)} {part} files are not there any more")
+            gone = len(spans) - len(found)
+            say(f"  {gone} of {len(spans)} {part} files are not there any more as they were")
         minutes = sum(stop - start for _, start, stop in found) / corpus.sample_rate / 60
         lengths.append(f"{part} {minutes:.1f} min")
     say(f"split: {', '.join(lengths)}")
