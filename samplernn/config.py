@@ -20,8 +20,32 @@ from typing import Any, Literal
 class UserError(ValueError):
     """A mistake of the user's that one line can explain: what, where, what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. Whatever a file's name holds,
+    the message is one line (see `one_line`).
     """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    r"""Text that may hold a file's name, with what cannot be printed as an escape: always one line.
+
+    A name can hold newlines, codes that command a terminal, marks that reverse the text, and (on Linux)
+    bytes that are not Unicode. Joiners stay, as they hold emoji together.
+
+    Example:
+        >>> one_line("caf\udce9\n.wav")
+        'caf\\xe9\\n.wav'
+    """
+    return "".join(char if char.isprintable() or char in "\u200c\u200d" else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    """One character as Python would write it; a byte that is not Unicode as that byte."""
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -8,9 +8,11 @@ out validation and test audio, and `locate` finds the same audio again in a fold
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,11 +27,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from samplernn.audio import shards
-from samplernn.audio.io import SUFFIXES, UNSUPPORTED
+from samplernn.audio.io import SUFFIXES, UNSUPPORTED, remedy_for, sniff
 from samplernn.audio.shards import AudioFile, Problem, Shard, Source
-from samplernn.config import UserError
+from samplernn.config import UserError, one_line
 
-__all__ = ["AudioFile", "Corpus", "Problem", "Span", "Split", "locate", "prepare", "scan", "split"]
+__all__ = ["AudioFile", "Corpus", "Problem", "Span", "Split", "locate", "lost", "prepare", "scan", "split"]
 
 PEAK_AFTER_GAIN = 10 ** (-1 / 20)
 """-1 dBFS."""
@@ -123,7 +125,8 @@ def prepare(
     root = Path(folder).absolute()
     paths, problems = _scan(root)
     if not paths:
-        raise UserError(f"{folder}: no audio files found ({', '.join(sorted(SUFFIXES))})")
+        shown = "".join(f" | {problem}" for problem in problems[:3])
+        raise UserError(f"{folder}: no audio files found ({', '.join(sorted(SUFFIXES))}){shown}")
     sources, unreadable = _stat(root, paths)
     corpus_dir = _corpus_dir(root, sample_rate, cache_dir)
     shard_dir = corpus_dir / "shards"
@@ -131,14 +134,25 @@ def prepare(
         shard_dir.mkdir(parents=True, exist_ok=True)
         built = _build(root, sources, sample_rate, shard_dir, progress, workers)
         corpus = _assemble(root, sample_rate, shard_dir, built.values(), problems + unreadable)
-        _write_manifest(corpus_dir / "manifest.json", corpus, list(built))
+        with contextlib.suppress(OSError):  # for people only: a complete cache may lie where nobody can write
+            _write_manifest(corpus_dir / "manifest.json", corpus, list(built))
         shards.remove_stale(shard_dir, built)
     except OSError as error:
-        raise UserError(
-            f"{error.filename or corpus_dir}: the cache cannot be written ({error.strerror or error}); "
-            "free some space or set data.cache_dir to another folder"
-        ) from None
+        raise _unwritable(error, corpus_dir) from None
     return corpus
+
+
+def _unwritable(error: OSError, corpus_dir: Path) -> UserError:
+    """Why the cache cannot be written, and what to do."""
+    where = error.filename2 or error.filename or corpus_dir  # of a rename that failed, the lasting name
+    remedy = "free some space or set data.cache_dir to another folder"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = remedy_for(error)
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "set data.cache_dir to a folder that you may write to"
+    elif error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY):
+        remedy = "something else is in its place: remove that, or set data.cache_dir to another folder"
+    return UserError(f"{where}: the cache cannot be written ({error.strerror or error}); {remedy}")
 
 
 def _scan(folder: Path) -> tuple[list[Path], list[Problem]]:
@@ -166,9 +180,13 @@ def _scan(folder: Path) -> tuple[list[Path], list[Problem]]:
                     (pending.append if entry.is_symlink() else pending.appendleft)(directory / entry.name)
                 elif entry.is_file() and Path(entry.name).suffix.lower() in SUFFIXES | UNSUPPORTED:
                     paths.append(directory / entry.name)
+                elif entry.is_file() and (kind := sniff(directory / entry.name)):
+                    where = (directory / entry.name).relative_to(folder).as_posix()
+                    problem = f"holds {kind} audio, but is not named like it, so it is left out"
+                    problems.append(Problem(where, problem, "rename it (.wav, .flac, …) to use it"))
         except OSError as error:
             where = directory.relative_to(folder).as_posix()
-            problems.append(Problem(where, f"cannot be searched ({error.strerror})", "check its permissions"))
+            problems.append(Problem(where, f"cannot be searched ({error.strerror})", remedy_for(error)))
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix()), problems
 
 
@@ -181,12 +199,10 @@ def _stat(folder: Path, paths: Iterable[Path]) -> tuple[list[Source], list[Probl
         try:
             status = path.stat()
             if not os.access(path, os.R_OK):
-                raise PermissionError(0, "Permission denied")
+                raise PermissionError(errno.EACCES, "Permission denied")
             sources.append(Source(relative, status.st_size, status.st_mtime_ns))
         except OSError as error:
-            problems.append(
-                Problem(relative, f"cannot be opened ({error.strerror})", "check its permissions")
-            )
+            problems.append(Problem(relative, f"cannot be opened ({error.strerror})", remedy_for(error)))
     return sources, problems
 
 
@@ -200,7 +216,7 @@ def _corpus_dir(folder: Path, sample_rate: int, cache_dir: str | Path | None) ->
         raise UserError(f"{root}: this cache lies inside the audio folder; set data.cache_dir to another")
     settings = f"{folder.resolve()}\n{sample_rate}\n{shards.FORMAT_VERSION}"
     digest = hashlib.sha256(os.fsencode(settings)).hexdigest()[:16]
-    return root / f"{folder.name or 'root'}-{digest}"
+    return root / f"{folder.name[:40] or 'root'}-{digest}"  # a name of full length would become too long
 
 
 def _build(
@@ -213,7 +229,7 @@ def _build(
 ) -> dict[str, Shard]:
     """All shards by key, in the order of their files; those that are missing are built."""
     groups = {shards.shard_key(group, sample_rate): group for group in shards.group(sources)}
-    found = {key: shards.load_shard(shard_dir, key) for key in groups}
+    found = _load(shard_dir, list(groups), workers)
     missing = [key for key, shard in found.items() if shard is None]
     total = sum(source.size for key in missing for source in groups[key])
     stop = threading.Event()
@@ -230,7 +246,28 @@ def _build(
         finally:  # after an error, or Ctrl-C
             stop.set()
             pool.shutdown(cancel_futures=True)
+    if missing:
+        shards.open_samples.cache_clear()  # this process may have read what was damaged
     return {key: shard or built[key] for key, shard in found.items()}
+
+
+def _load(shard_dir: Path, keys: Sequence[str], workers: int | None) -> dict[str, Shard | None]:
+    """The shards that are in the cache, by key; says on standard error if some are damaged."""
+    damaged: list[str] = []
+
+    def load(key: str) -> Shard | None:
+        try:
+            return shards.load_shard(shard_dir, key)
+        except shards.Damaged:
+            damaged.append(key)
+            return None
+
+    with ThreadPoolExecutor(workers or _cores()) as pool:  # in parallel, should all have to be checked
+        found = dict(zip(keys, pool.map(load, keys), strict=True))
+    if damaged:
+        problem = f"{len(damaged)} of {len(keys)} parts of the cache are damaged and built again"
+        print(one_line(f"{shard_dir.parent}: {problem}"), file=sys.stderr, flush=True)
+    return found
 
 
 def _cores() -> int:
@@ -357,6 +394,25 @@ def locate(corpus: Corpus, spans: Iterable[Span]) -> list[tuple[AudioFile, int, 
     """
     by_hash = {file.sha256: file for file in corpus.files}
     return [(by_hash[span.sha256], span.start, span.stop) for span in spans if span.sha256 in by_hash]
+
+
+def lost(corpus: Corpus, spans: Iterable[Span]) -> list[Problem]:
+    """The files of a split whose audio is not in a corpus any more, each with what became of it."""
+    by_hash = {file.sha256 for file in corpus.files}
+    there = {file.path for file in corpus.files}
+    known = {problem.path: problem.problem for problem in corpus.problems}
+    found: dict[str, Problem] = {}
+    for span in spans:
+        if span.sha256 in by_hash:
+            continue
+        if span.path in there:
+            problem = "has changed since the split was made, so it is not used"
+        elif span.path in known:
+            problem = f"was used before, and now {known[span.path]}"
+        else:
+            problem = "is not there any more"
+        found[span.path] = Problem(span.path, problem, "put the old one back, or train a new run")
+    return list(found.values())
 
 
 def _split_by_file(corpus: Corpus, seed: int) -> Split:

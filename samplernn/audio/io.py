@@ -8,6 +8,7 @@ out: what it has written stays readable even if the process is killed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -18,18 +19,38 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from samplernn.config import UserError
+from samplernn.config import UserError, one_line
 
 SUFFIXES = frozenset(
-    {".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3"}
-    | {".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".voc", ".sph", ".ircam"}
+    {".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mp1"}
+    | {".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".voc", ".sph", ".nist", ".ircam", ".sf"}
+    | {".avr", ".htk", ".iff", ".svx", ".8svx", ".mat", ".paf", ".fap", ".pvf", ".sd2", ".sds", ".wve", ".xi"}
 )
-"""Lower-case suffixes of the files that libsndfile reads."""
+"""Lower-case suffixes of the files that libsndfile reads. The content decides what a file is."""
 
-UNSUPPORTED = frozenset(
-    {".m4a", ".m4b", ".mp4", ".aac", ".alac", ".wma", ".webm", ".mka", ".ape", ".wv", ".amr", ".ac3", ".dsf"}
+HEADERLESS = frozenset({".raw", ".pcm", ".gsm", ".vox"})
+"""Lower-case suffixes of bare samples: nothing in such a file tells its rate and format."""
+
+UNSUPPORTED = HEADERLESS | frozenset(
+    {".m4a", ".m4b", ".m4r", ".mp4", ".aac", ".alac", ".wma", ".webm", ".mka", ".ape", ".wv", ".amr", ".3gp"}
+    | {".ac3", ".dsf", ".dff", ".mpc", ".spx", ".tta", ".shn"}
 )
 """Lower-case suffixes of audio that libsndfile does not read; such files are reported, not ignored."""
+
+_MAGIC = {
+    "WAV": rb"(RIFF|RIFX|RF64)....WAVE|riff\x2e\x91\xcf\x11",
+    "AIFF": rb"FORM....AIF[FC]",
+    "8SVX": rb"FORM....(8SVX|16SV)",
+    "FLAC": rb"fLaC",
+    "Ogg": rb"OggS",
+    "MP3": rb"ID3[\x02-\x04]|\xff[\xfa\xfb\xf2\xf3][\x10-\xef]",
+    "AU": rb"\.snd\0|dns\.",
+    "CAF": rb"caff\0\x01",
+    "VOC": rb"Creative Voi",
+    "SPHERE": rb"NIST_1A\n",
+    "M4A": rb"....ftyp(M4A|M4B)",
+}
+"""How files of audio begin that one meets under other names."""
 
 RESAMPLER_QUALITY = "HQ"
 MAX_BLOCK_VALUES = 2**22
@@ -46,16 +67,25 @@ _MP3_SLACK = 4608
 
 
 class AudioError(UserError):
-    """A file that cannot be read or written as asked: which, why, and what to do about it."""
+    """A file that cannot be read or written as asked: which, why, and what to do about it.
 
-    def __init__(self, path: str | Path, problem: str, remedy: str) -> None:
-        super().__init__(path, problem, remedy)
+    Args:
+        path: the file.
+        problem: what is wrong with it.
+        remedy: what to do.
+        transient: the file's content is not what is wrong with it (a disk or network failed, it may not
+            be read, it is being written to), so another time it may be read.
+    """
+
+    def __init__(self, path: str | Path, problem: str, remedy: str, transient: bool = False) -> None:
+        super().__init__(path, problem, remedy, transient)
         self.path = Path(path)
         self.problem = problem
         self.remedy = remedy
+        self.transient = transient
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.problem}; {self.remedy}"
+        return one_line(f"{self.path}: {self.problem}; {self.remedy}")
 
 
 class Decoder:
@@ -72,11 +102,12 @@ class Decoder:
     Attributes:
         source_rate: the file's own sample rate in Hz.
         channels: the file's number of channels.
+        source_peak: largest magnitude in any channel so far, at the file's own rate.
         problems: what is wrong with the file although it could be used.
 
     Raises:
         AudioError: the file cannot be opened or is not audio; while iterating: it holds no samples,
-            or a NaN or infinite one.
+            or a NaN or infinite one, or the disk fails.
     """
 
     def __init__(self, path: str | Path, sample_rate: int, block_seconds: float = 1.0) -> None:
@@ -86,6 +117,7 @@ class Decoder:
         self._file = _open(self.path)
         self.source_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
+        self.source_peak = 0.0
         frames = int(self.source_rate * block_seconds)
         self._block_frames = max(1, min(frames, MAX_BLOCK_VALUES // self.channels))
 
@@ -122,6 +154,7 @@ class Decoder:
                     self.path, f"holds NaN or infinite samples (first at {where:.3f} s)", "export it again"
                 )
             position += len(mono)
+            self.source_peak = max(self.source_peak, float(block.max()), -float(block.min()))
             yield mono
         self._check_length(position)
 
@@ -134,6 +167,8 @@ class Decoder:
             try:
                 count = len(self._file.read(out=block))
             except sf.SoundFileError as failure:
+                if _is_of_the_system(failure):
+                    raise self._failure(position) from None
                 error = failure
                 count = _frames_filled(block)
             position += count
@@ -144,6 +179,11 @@ class Decoder:
                 self._report_truncation(f"is damaged after {seconds:.1f} s{_reason(error)}")
             if error or not count:
                 return
+
+    def _failure(self, position: int) -> AudioError:
+        seconds = position / self.source_rate
+        problem = f"cannot be read after {seconds:.1f} s (the disk or network failed)"
+        return AudioError(self.path, problem, "check the disk or network and start again", transient=True)
 
     def _length_is_known(self) -> bool:
         """A FLAC that was written to a pipe claims 2**63 - 1 frames, and its end looks like an error."""
@@ -187,10 +227,45 @@ def from_int16(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) / np.float32(32768)
 
 
+def remedy_for(error: OSError) -> str:
+    """What to do about a file or folder that the operating system does not give out."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "close other programs or allow more open files (ulimit -n)"
+    if error.errno == errno.EIO:
+        return "check the disk or network"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "check its permissions"
+    return "check that it is still there, and its permissions"
+
+
+def sniff(path: Path) -> str | None:
+    """What kind of audio a file holds by its first bytes, whatever its name; None if that is not known."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(12)
+    except OSError:
+        return None
+    return next((kind for kind, magic in _MAGIC.items() if re.match(magic, start, re.DOTALL)), None)
+
+
+class _Stream(sf.SoundFile):
+    """A file that is read from start to end.
+
+    soundfile seeks to where it is after each read of a file that can seek. That is not harmless: MP3
+    loses the bits that it keeps in earlier frames, and DWVW fails.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _open(path: Path) -> sf.SoundFile:
     """Opens an audio file. Raises AudioError in the words of whoever has to act on it."""
     suffix = path.suffix.lower()
     if suffix in UNSUPPORTED:
+        if suffix in HEADERLESS:
+            problem = f"{suffix} files are bare samples without rate or format"
+            raise AudioError(path, problem, "import it as raw data in an audio editor and export it as WAV")
         raise AudioError(path, f"{suffix} files cannot be read", "convert it to WAV or FLAC")
     if path.exists() and not path.is_file():
         raise AudioError(path, "is not a regular file", "give an audio file")
@@ -198,15 +273,18 @@ def _open(path: Path) -> sf.SoundFile:
         with path.open("rb") as stream:
             empty = not stream.read(1)
     except OSError as error:
-        raise AudioError(
-            path, f"cannot be opened ({error.strerror})", "check the path and its permissions"
-        ) from None
+        problem = f"cannot be opened ({error.strerror})"
+        raise AudioError(path, problem, remedy_for(error), transient=True) from None
     if empty:
         raise AudioError(path, "is empty (0 bytes)", "remove or replace it")
     try:
-        file = sf.SoundFile(_native(path))
+        file = _Stream(_native(path))
     except (sf.SoundFileError, TypeError) as error:
-        raise AudioError(path, f"is not readable as audio{_reason(error)}", "remove or replace it") from None
+        problem, transient = f"is not readable as audio{_reason(error)}", _is_of_the_system(error)
+        raise AudioError(path, problem, "remove or replace it", transient) from None
+    if file.format == "RAW":  # for an .au or .snd that has no header libsndfile assumes u-law at 8 kHz
+        file.close()
+        raise AudioError(path, "is not readable as audio (it has no header)", "remove or replace it")
     if file.samplerate not in PLAUSIBLE_RATES:
         file.close()
         raise AudioError(path, f"claims a sample rate of {file.samplerate} Hz", "export it again")
@@ -237,6 +315,11 @@ def _reason(error: Exception) -> str:
     """libsndfile's own words in parentheses, or nothing if it has none."""
     words = getattr(error, "error_string", "").removeprefix("Error :").strip(" .")
     return f" ({words[0].lower()}{words[1:]})" if words else ""
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """Whether libsndfile reports an error of the operating system (SF_ERR_SYSTEM)."""
+    return getattr(error, "code", 0) == 2
 
 
 def _was_cut(path: Path, file: sf.SoundFile) -> bool:

@@ -4,29 +4,39 @@ A corpus is a set of shards. Each is built by itself, under temporary names that
 makes final (the samples first, the JSON last), so a build that is killed resumes at the finished
 shards and two processes that build the same one do no harm. The name of a shard is a hash of what
 its source files were (path, size, time) and of the settings, so an unchanged shard is never rebuilt.
+
+The JSON carries a checksum of itself, and of each file's samples; it also notes the size and time of the
+samples' file. While those are as noted the samples are trusted, so that a start does not read the whole
+cache; otherwise they are checked, and built again if they are not what was written.
+
+Only what the bytes of a file decide is kept. A shard in which something else failed (a disk, a
+permission, a file that somebody was writing to) gets a name of its own, serves the process that made
+it, and is made anew by the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from samplernn.audio.io import AudioError, Decoder, to_int16
-from samplernn.config import UserError
+from samplernn.audio.io import AudioError, Decoder, remedy_for, to_int16
+from samplernn.config import UserError, one_line
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every key: raise it when the bytes of a shard would come out differently."""
 SHARD_FILES = 32
 SHARD_BYTES = 8 * 2**20
@@ -34,6 +44,7 @@ SHARD_BYTES = 8 * 2**20
 STALE_SECONDS = 24 * 3600.0
 """Shards that no longer belong to the corpus are kept this long: another run may still read them."""
 MAX_OPEN_SHARDS = 256
+"""At most; a quarter of the files that the process may open where that is less (macOS: 64)."""
 DC_LIMIT = 1e-3
 """A file whose mean is further than this from zero (full scale 1.0) has its mean removed."""
 _PIECE = 2**20
@@ -91,7 +102,7 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.problem}; {self.remedy}"
+        return one_line(f"{self.path}: {self.problem}; {self.remedy}")
 
 
 class Shard(NamedTuple):
@@ -103,6 +114,10 @@ class Shard(NamedTuple):
 
 class Cancelled(Exception):
     """The build was told to stop."""
+
+
+class Damaged(Exception):
+    """A shard that was complete is not what was written."""
 
 
 def group(sources: Sequence[Source]) -> list[tuple[Source, ...]]:
@@ -130,18 +145,39 @@ def shard_key(sources: Sequence[Source], sample_rate: int) -> str:
 
 
 def load_shard(shard_dir: Path, key: str) -> Shard | None:
-    """A finished shard, or None if it is missing, or damaged and to be built again."""
+    """A finished shard, or None if there is none.
+
+    Reads the samples only if their file is not the one that was written, by size and time: a copied
+    cache is checked once, and then noted as right.
+
+    Raises:
+        Damaged: it is to be built again.
+    """
+    samples, description = shard_dir / f"{key}.i16", shard_dir / f"{key}.json"
     try:
-        entry = json.loads((shard_dir / f"{key}.json").read_text("utf-8"))
+        entry = json.loads(description.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        raise Damaged(key) from None
+    try:
+        if entry["checksum"] != _checksum(key, entry["files"], entry["problems"]):
+            raise Damaged(key)
         shard = Shard(
             tuple(AudioFile(**item) for item in entry["files"]),
             tuple(Problem(**item) for item in entry["problems"]),
         )
-        expected = 2 * sum(file.num_samples for file in shard.files)
-        complete = (shard_dir / f"{key}.i16").stat().st_size == expected
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return shard if complete else None
+        stamp = _stamp(samples)
+        if stamp["size"] != 2 * sum(file.num_samples for file in shard.files):
+            raise Damaged(key)
+        if stamp != entry["samples"] and not _is_intact(samples, shard.files):
+            raise Damaged(key)
+    except (OSError, TypeError, KeyError):
+        raise Damaged(key) from None
+    if stamp != entry["samples"]:
+        with contextlib.suppress(OSError):  # a cache that cannot be written to can be read all the same
+            write_json(description, {**entry, "samples": stamp})
+    return shard
 
 
 def build_shard(
@@ -164,58 +200,120 @@ def build_shard(
         advance: called with the size in bytes of each source that is done.
         stop: ends the build when set.
 
+    Returns:
+        the shard. Under another name than `key`, so that it is not found again, if a file was changed
+        meanwhile or could not be read for another reason than its content.
+
     Raises:
         Cancelled: `stop` was set.
         OSError: the shard cannot be written.
     """
     files: list[AudioFile] = []
     problems: list[Problem] = []
-    samples = shard_dir / f"{key}.i16"
-    with _replacing(samples) as stream:
+    is_transient = False
+    with _replacing(shard_dir / f"{key}.i16") as samples:
         for source in sources:
-            start = stream.tell()
-            try:
-                file, warnings = _decode_into(stream, folder, source, sample_rate, samples.name, stop)
+            start = samples.stream.tell()
+            file, errors = _decode_into(samples.stream, folder, source, sample_rate, samples.path.name, stop)
+            if file:
                 files.append(file)
-                problems += [Problem(source.path, w.problem, w.remedy) for w in warnings]
-            except AudioError as error:
-                stream.seek(start)
-                stream.truncate()
-                problems.append(Problem(source.path, error.problem, error.remedy))
+            else:
+                samples.stream.seek(start)
+                samples.stream.truncate()
+            problems += [Problem(source.path, e.problem, e.remedy) for e in errors]
+            is_transient |= any(error.transient for error in errors)
             advance(source.size)
-    shard = Shard(tuple(files), tuple(problems))
-    entry = {"files": [asdict(file) for file in files], "problems": [asdict(p) for p in problems]}
-    write_json(shard_dir / f"{key}.json", entry)
-    return shard
+        if is_transient:
+            key = f"{key}-{secrets.token_hex(4)}"
+            samples.path = shard_dir / f"{key}.i16"
+            files = [replace(file, shard=samples.path.name) for file in files]
+    _write_entry(shard_dir, key, files, problems)
+    return Shard(tuple(files), tuple(problems))
+
+
+def _write_entry(shard_dir: Path, key: str, files: Sequence[AudioFile], problems: Sequence[Problem]) -> None:
+    """Writes a shard's JSON, once its samples are in place."""
+    entry = {"files": [asdict(file) for file in files], "problems": [asdict(item) for item in problems]}
+    check = {"checksum": _checksum(key, entry["files"], entry["problems"])}
+    write_json(shard_dir / f"{key}.json", {**entry, **check, "samples": _stamp(shard_dir / f"{key}.i16")})
+
+
+def _checksum(key: str, files: object, problems: object) -> str:
+    """Of a shard's JSON, all but what it notes about the file of the samples."""
+    return hashlib.sha256(json.dumps([key, files, problems], sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(samples: Path) -> dict[str, int]:
+    """By what a file that nobody touched is recognised. Raises OSError."""
+    status = samples.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _is_intact(samples: Path, files: Iterable[AudioFile]) -> bool:
+    """Whether the samples of all files are what they were. Raises OSError."""
+    with samples.open("rb") as stream:
+        for file in files:
+            digest = hashlib.sha256()
+            stream.seek(2 * file.offset)
+            for done in range(0, file.num_samples, _PIECE):
+                digest.update(stream.read(2 * min(_PIECE, file.num_samples - done)))
+            if digest.hexdigest() != file.sha256:
+                return False
+    return True
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file atomically. Raises OSError."""
-    with _replacing(path) as stream:
-        stream.write(json.dumps(value, indent=1).encode())
+    """Writes a JSON file, whole or not at all. Raises OSError."""
+    with _replacing(path, to_disk=False) as file:  # what a power cut leaves of a shard's fails its checksum
+        file.stream.write(json.dumps(value, indent=1).encode())
 
 
 def remove_stale(shard_dir: Path, keys: Iterable[str]) -> None:
     """Deletes shards other than `keys`, and left-over temporary files, that nobody used for a day."""
     wanted = set(keys)
-    for path in shard_dir.iterdir():
+    limit = time.time() - STALE_SECONDS
+    for path in sorted(shard_dir.iterdir(), reverse=True):  # the samples' file after the JSON
         with contextlib.suppress(OSError):  # another process may be doing the same
-            if path.name.split(".")[0] not in wanted and time.time() - path.stat().st_mtime > STALE_SECONDS:
+            if path.name.split(".")[0] in wanted or path.stat().st_mtime > limit:
+                continue
+            mark = path.with_suffix(".json")
+            if not (mark.exists() and mark.stat().st_mtime > limit):
                 path.unlink()
 
 
-@functools.lru_cache(maxsize=MAX_OPEN_SHARDS)
+def _max_open() -> int:
+    """Shards to keep open: each takes one of the files that this process may have open."""
+    if sys.platform == "win32":
+        return MAX_OPEN_SHARDS
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_OPEN_SHARDS if limit < 0 else max(1, min(MAX_OPEN_SHARDS, limit // 4))
+
+
+@functools.lru_cache(maxsize=_max_open())
 def open_samples(path: Path) -> np.ndarray:
     """The samples of a shard, int16 `[n]`, read-only and memory-mapped. Raises UserError."""
     try:
-        mapped = np.memmap(path, "<i2", mode="r")
+        mapped = _map(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}): the cache was deleted or damaged while in use; start again"
         ) from None
     with contextlib.suppress(OSError):
-        os.utime(path)  # in use: see `remove_stale`
+        os.utime(path.with_suffix(".json"))  # in use: see `remove_stale`
     return mapped.view(np.ndarray)  # slicing a plain array is several times cheaper
+
+
+def _map(path: Path) -> np.ndarray:
+    """Maps int16 samples; if too many files are open, the shards that are open make room."""
+    try:
+        return np.memmap(path, "<i2", mode="r")
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        open_samples.cache_clear()
+        return np.memmap(path, "<i2", mode="r")
 
 
 class _Tally:
@@ -250,6 +348,34 @@ class _Tally:
 
 def _decode_into(
     stream: BinaryIO, folder: Path, source: Source, sample_rate: int, shard: str, stop: threading.Event | None
+) -> tuple[AudioFile | None, list[AudioError]]:
+    """Appends one file's samples to a shard; returns its entry, None if it cannot be used, and why."""
+    try:
+        file, errors = _decode(stream, folder, source, sample_rate, shard, stop)
+    except AudioError as error:
+        file, errors = None, [error]
+    # What was read of a file that changed meanwhile may be part old and part new, or half a file.
+    if change := _change(folder / source.path, source):
+        return None, [change]
+    return file, errors
+
+
+def _change(path: Path, source: Source) -> AudioError | None:
+    """An error if a file is not what it was when it was found."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        problem = f"went away while it was read ({error.strerror})"
+        return AudioError(path, problem, remedy_for(error), transient=True)
+    if (status.st_size, status.st_mtime_ns) == (source.size, source.mtime_ns):
+        return None
+    return AudioError(
+        path, "changed while it was read", "start again when nothing writes to it any more", transient=True
+    )
+
+
+def _decode(
+    stream: BinaryIO, folder: Path, source: Source, sample_rate: int, shard: str, stop: threading.Event | None
 ) -> tuple[AudioFile, list[AudioError]]:
     """Appends one file's samples to a shard; returns its entry and what is wrong with it all the same."""
     path = folder / source.path
@@ -265,7 +391,7 @@ def _decode_into(
     if abs(raw.mean) > DC_LIMIT * 32768:
         tally = _subtract(stream, offset, raw)
     if tally.peak == 0:
-        raise AudioError(path, "is silent throughout", "remove or replace it")
+        raise _silence(decoder)
     file = AudioFile(
         path=source.path,
         num_samples=tally.num_samples,
@@ -281,6 +407,22 @@ def _decode_into(
         channels=decoder.channels,
     )
     return file, decoder.problems
+
+
+def _silence(decoder: Decoder) -> AudioError:
+    """Why a file's samples are all zero."""
+    if decoder.source_peak == 0:
+        return AudioError(decoder.path, "is silent throughout", "remove or replace it")
+    if decoder.source_peak < 0.5 / 32768:
+        problem = "is quieter than the smallest step of 16 bits"
+        return AudioError(decoder.path, problem, "export it louder")
+    if decoder.channels > 1:
+        return AudioError(
+            decoder.path,
+            f"is silent when its {decoder.channels} channels are mixed: they cancel each other out",
+            "keep one channel, or invert one",
+        )
+    return AudioError(decoder.path, "is silent throughout, but for a constant", "remove or replace it")
 
 
 def _subtract(stream: BinaryIO, offset: int, raw: _Tally) -> _Tally:
@@ -302,16 +444,30 @@ def _bytes(samples: np.ndarray) -> bytes:
     return samples.astype("<i2", copy=False).tobytes()
 
 
+@dataclass
+class _Replacement:
+    """A file that is being written, and the name that it is to get."""
+
+    stream: BinaryIO
+    path: Path
+
+
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the name `path` once it is complete and on disk, or vanishes."""
+def _replacing(path: Path, to_disk: bool = True) -> Iterator[_Replacement]:
+    """A binary file that takes the name `path` once it is complete (and on disk), or vanishes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("w+b") as stream:
-            yield stream
+            replacement = _Replacement(stream, path)
+            yield replacement
             stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+            if to_disk:
+                os.fsync(stream.fileno())
+        try:
+            temporary.replace(replacement.path)
+        except IsADirectoryError:
+            replacement.path.rmdir()  # an empty folder is no loss, and a full one stays
+            temporary.replace(replacement.path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from numpy.typing import NDArray
 
-from samplernn.audio.corpus import Corpus, Split, locate, prepare, split
-from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, to_dict
+from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
+from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load
 from samplernn.model.network import SampleRNN
@@ -294,7 +294,8 @@ def _introduce(prepared: Prepared) -> None:
         say(f"  {problem}")
     if len(corpus.problems) > _PROBLEMS_SHOWN:
         say(f"  … and {len(corpus.problems) - _PROBLEMS_SHOWN} more problems")
-    say(f"{corpus.folder}: {len(corpus.files)} files, {corpus.duration / 60:.1f} minutes usable")
+    minutes = corpus.duration / 60
+    say(f"{one_line(str(corpus.folder))}: {len(corpus.files)} files, {minutes:.1f} minutes usable")
     say(f"split: {', '.join(_describe_parts(prepared))}")
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in SampleRNN(config.model).parameters())
@@ -320,7 +321,10 @@ def _describe_parts(prepared: Prepared) -> Iterator[str]:
         if not found:
             raise UserError(f"{corpus.folder}: none of this run's {part} audio is there any more")
         if len(found) < len(spans):
-            say(f"  {len(spans) - len(found)} of {len(spans)} {part} files are not there any more")
+            for problem in lost(corpus, spans)[:_PROBLEMS_SHOWN]:
+                say(f"  {problem}")
+            gone = len(spans) - len(found)
+            say(f"  {gone} of {len(spans)} {part} files are not there any more as they were")
         minutes = sum(stop - start for _, start, stop in found) / corpus.sample_rate / 60
         yield f"{part} {minutes:.1f} min"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile as sf
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -290,8 +291,13 @@ def test_audio_that_is_gone_is_reported_and_what_is_needed_is_missed(
     shutil.copytree(clips, thinned)
     files = RunFolder(run_copy).facts["split"]
     (thinned / files["train"][0][0]).unlink()
+    changed = files["train"][1][0]
+    sf.write(thinned / changed, sf.read(thinned / changed)[0][100:], 16000, format="FLAC")
     assert run.resume("toy", {"trainer": {"max_steps": 7}}, folder=thinned) is not None
-    assert f"1 of {len(files['train'])} train files are not there any more" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"2 of {len(files['train'])} train files are not there any more" in said
+    assert f"{files['train'][0][0]}: is not there any more; put the old one back" in said
+    assert f"{changed}: has changed since the split was made, so it is not used" in said
     for path, *_ in files["test"]:
         (thinned / path).unlink()
     with pytest.raises(UserError, match="test audio"):
