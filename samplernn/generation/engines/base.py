@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from samplernn.generation.sampling import Randomness, Sampling
-from samplernn.model.network import State
+from samplernn.model.network import SampleRNN, State
+
+PREFILL_CHUNK = 16384
+"""Samples per prefill pass, about: bounds memory and is the same for every prompt."""
 
 
 class EngineState(NamedTuple):
@@ -74,3 +78,27 @@ class Engine(Protocol):
     def import_state(self, state: EngineState) -> None:
         """Go on from an exported state; the number of streams becomes the state's."""
         ...
+
+
+@torch.inference_mode()
+def heard(model: SampleRNN, state: EngineState, codes: Tensor) -> EngineState:
+    """State after all streams have heard the same past, in parallel passes of bounded size.
+
+    Args:
+        model: the network.
+        state: of streams that share one past.
+        codes: int64 ``[T]``.
+
+    Raises:
+        ValueError: the streams have already diverged from each other.
+    """
+    everyone = [state.network.history, *state.network.rnn]
+    if any((rows != rows[:1]).any() for rows in everyone):
+        raise ValueError("prefill needs streams that share one past: call start first")
+    network = State(state.network.history[:1], tuple(tier[:1] for tier in state.network.rnn))
+    chunk = max(1, PREFILL_CHUNK // model.lookback) * model.lookback
+    for piece in codes.split(chunk):
+        _, network = model(piece[None], network)
+    num = len(state.network.history)
+    rnn = tuple(tier.repeat(num, 1, 1, 1) for tier in network.rnn)
+    return EngineState(State(network.history.repeat(num, 1), rnn), state.position)

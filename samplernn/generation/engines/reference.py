@@ -16,12 +16,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samplernn.generation.engines.base import EngineState
+from samplernn.generation.engines.base import EngineState, heard
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import FrameLevelTier, SampleRNN, State, gather_and_add
 
-PREFILL_CHUNK = 16384
-"""Samples per prefill pass, about: bounds memory and is the same for every prompt."""
 _ELEMENTS_PER_GROUP = 32768
 """Rows are stepped in groups below torch's threading grain, so that no pass is split inside a row."""
 
@@ -50,21 +48,7 @@ class ReferenceEngine:
     @torch.inference_mode()
     def prefill(self, codes: Tensor) -> None:
         """Raises ValueError if the streams have already diverged from each other."""
-        num_streams = len(self._state.network.history)
-        state = State(*_rows(self._state.network, slice(0, 1)))
-        if any(
-            (mine != first).any()
-            for mine, first in zip(_flat(self._state.network), _flat(state), strict=True)
-        ):
-            raise ValueError("prefill needs streams that share one past: call start first")
-        chunk = max(1, PREFILL_CHUNK // self.lookback) * self.lookback
-        for piece in codes.split(chunk):
-            _, state = self.model(piece[None], state)
-        history, rnn = state
-        everyone = State(
-            history.repeat(num_streams, 1), tuple(tier.repeat(num_streams, 1, 1, 1) for tier in rnn)
-        )
-        self._state = EngineState(everyone, self._state.position)
+        self._state = heard(self.model, self._state, codes)
 
     @torch.inference_mode()
     def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
@@ -227,7 +211,3 @@ def lstm_step(
 
 def _rows(state: State, rows: slice) -> State:
     return State(state.history[rows], tuple(tier[rows] for tier in state.rnn))
-
-
-def _flat(state: State) -> list[Tensor]:
-    return [state.history, *state.rnn]

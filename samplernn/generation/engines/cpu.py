@@ -1,0 +1,244 @@
+"""The CPU engine: one compiled program, packed weights, all cores.
+
+`cpu_program` is what happens in a sample; here streams are put before it and shared out to threads.
+Streams are the same to the last bit however they are shared out, so that can be chosen by speed alone,
+block by block (`_Pace`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samplernn.generation.engines import cpu_program
+from samplernn.generation.engines.base import EngineState, heard
+from samplernn.generation.engines.cpu_weights import PackedNetwork
+from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.model.network import SampleRNN, State
+
+_AT_ONCE = 48
+"""Streams that one call of the program advances: more would not fit into a core's cache."""
+_TRY_AGAIN = 64
+"""Blocks after which a way of sharing that was slower is tried again."""
+
+
+class Sharing(NamedTuple):
+    """How streams are shared out."""
+
+    together: int
+    """Threads that work on the same streams, layer by layer."""
+    side_by_side: int
+    """Groups of streams that run independently of each other."""
+
+
+class CpuEngine:
+    """See `samplernn.generation.engines.base.Engine`.
+
+    Args:
+        model: the network; it is copied.
+        dtype: of the weights: float32, bfloat16 or int8. With int8 the inputs of the large matrices are
+            rounded to 8 bits too, for each vector anew.
+        threads: at most so many; None: one per core.
+    """
+
+    name = "cpu"
+
+    def __init__(self, model: SampleRNN, dtype: str = "int8", threads: int | None = None) -> None:
+        self.dtype = dtype
+        self.model = model.folded().float().cpu()
+        self.lookback = model.lookback
+        self._packed = PackedNetwork(self.model, dtype)
+        self._threads = threads or cores()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="samplernn")
+        self._paces: dict[int, _Pace] = {}
+        self.start(1)
+
+    @torch.inference_mode()
+    def start(self, num_streams: int) -> None:
+        self._state = EngineState(self.model.initial_state(num_streams), position=0)
+
+    @torch.inference_mode()
+    def prefill(self, codes: Tensor) -> None:
+        """In float32, by the network itself. Raises ValueError if the streams have already diverged."""
+        self._state = heard(self.model, self._state, codes)
+
+    def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
+        uniforms = randomness.uniforms(self._state.position, length)
+        is_greedy = sampling.temperature == 0
+        choice = cpu_program.Choice(
+            False,
+            uniforms,
+            is_greedy,
+            np.float32(0 if is_greedy else min(1 / sampling.temperature, 1e30)),
+            sampling.top_k,
+            np.float32(sampling.top_p),
+        )
+        codes, _ = self._run(length, choice, None)
+        self._state = EngineState(self._state.network, self._state.position + length)
+        return torch.from_numpy(codes)
+
+    def score(self, codes: Tensor) -> Tensor:
+        unused = np.zeros((len(codes), 0), np.float32)
+        choice = cpu_program.Choice(True, unused, False, np.float32(1), 0, np.float32(1))
+        return torch.from_numpy(self._run(codes.shape[1], choice, codes.numpy())[1])
+
+    def export_state(self) -> EngineState:
+        network = self._state.network
+        copied = State(network.history.clone(), tuple(tier.clone() for tier in network.rnn))
+        return EngineState(copied, self._state.position)
+
+    def import_state(self, state: EngineState) -> None:
+        self._state = state
+
+    def _run(
+        self, length: int, choice: cpu_program.Choice, given: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Advance every stream; returns codes and negative log-likelihoods, ``[B, length]``."""
+        if length % self.lookback:
+            raise ValueError(f"length {length} is not a multiple of the largest frame, {self.lookback}")
+        num = len(self._state.network.history)
+        pace = self._paces.setdefault(num, _Pace(sharings(self._threads, num, self._packed.plan.blocks)))
+        sharing = pace.next()
+        started = time.monotonic()
+        groups = self._advance_groups(sharing, length, choice, given)
+        pace.note(sharing, (time.monotonic() - started) / length)
+        states = [self._exported(group) for group in groups]
+        rnn = tuple(torch.cat(tiers) for tiers in zip(*(state.rnn for state in states), strict=True))
+        history = torch.cat([state.history for state in states])
+        self._state = EngineState(State(history, rnn), self._state.position)
+        codes = np.concatenate([group.codes[0, :, self.lookback :] for group in groups])
+        return codes, np.concatenate([group.nll for group in groups])
+
+    def _advance_groups(
+        self, sharing: Sharing, length: int, choice: cpu_program.Choice, given: NDArray[np.int64] | None
+    ) -> list[cpu_program.Streams]:
+        """Cut the streams into groups and advance each; returns them in order."""
+        num = len(self._state.network.history)
+        at_once = min(_AT_ONCE, -(-num // sharing.side_by_side))
+        tasks = []
+        for first in range(0, num, at_once):
+            rows = slice(first, min(first + at_once, num))
+            streams = self._imported(rows, length, sharing.together)
+            if given is not None:
+                streams.codes[:, :, self.lookback :] = given[rows]
+            tasks.append((streams, choice._replace(uniforms=choice.uniforms[rows])))
+        if sharing.side_by_side == 1:
+            for task in tasks:
+                self._advance_together(*task, sharing.together, length)
+        else:
+            list(self._pool.map(lambda task: cpu_program.run(self._packed.plan, *task, 0, 1, length), tasks))
+        return [streams for streams, _ in tasks]
+
+    def _advance_together(
+        self, streams: cpu_program.Streams, choice: cpu_program.Choice, threads: int, length: int
+    ) -> None:
+        """Advance one group on several threads, this one among them."""
+        plan = self._packed.plan
+        others: list[Future[None]] = []
+        try:
+            for thread in range(1, threads):
+                others.append(
+                    self._pool.submit(cpu_program.run, plan, streams, choice, thread, threads, length)
+                )
+            cpu_program.run(plan, streams, choice, 0, threads, length)
+        except BaseException:  # Ctrl-C, or no more threads: those that wait for this one must not
+            streams.barrier[cpu_program.ABORT] = 1
+            raise
+        finally:
+            for other in others:
+                other.result()
+
+    def _imported(self, rows: slice, length: int, threads: int) -> cpu_program.Streams:
+        """Some streams' state as the program wants it."""
+        config, packed, network = self.model.config, self._packed, self._state.network
+        history = network.history[rows].numpy()
+        num, tiers, layers = len(history), len(network.rnn), config.n_rnn
+        slots = tiers * layers + 3
+
+        def zeros(*shape: int) -> NDArray[np.float32]:
+            return np.zeros(shape, np.float32)
+
+        streams = cpu_program.Streams(
+            codes=np.zeros((threads, num, self.lookback + length), np.int64),
+            hidden=zeros(tiers, layers, 2, num, packed.units),
+            cell=zeros(tiers, layers, num, packed.units),
+            version=np.zeros((threads, tiers), np.int64),
+            tier_input=zeros(num, packed.units),
+            first=zeros(num, packed.units),
+            second=zeros(num, packed.units),
+            logits=zeros(num, packed.codes),
+            from_input=zeros(num, 4 * packed.units),
+            from_hidden=zeros(num, 4 * packed.units),
+            quantized=np.zeros((threads, slots, num, packed.units), np.uint8),
+            quantized_scales=zeros(threads, slots, num),
+            nll=zeros(num, length),
+            barrier=np.zeros(2 * cpu_program.ABORT, np.int64),
+        )
+        streams.codes[:, :, : self.lookback] = history
+        for tier, state in enumerate(network.rnn):  # [B, S, n_rnn, D]
+            vectors = state[rows].numpy().transpose(1, 2, 0, 3)
+            streams.hidden[tier, :, 0, :, : config.dim] = vectors[0]
+            if config.rnn == "lstm":
+                streams.cell[tier, :, :, : config.dim] = vectors[1]
+        return streams
+
+    def _exported(self, streams: cpu_program.Streams) -> State:
+        """The network's state after the last sample."""
+        config, rnn = self.model.config, []
+        for tier in range(len(config.frame_sizes)):
+            vectors = [streams.hidden[tier, :, streams.version[0, tier], :, : config.dim]]
+            if config.rnn == "lstm":
+                vectors.append(streams.cell[tier, :, :, : config.dim])
+            rnn.append(torch.from_numpy(np.stack(vectors).transpose(2, 0, 1, 3).copy()))
+        history = torch.from_numpy(streams.codes[0, :, -self.lookback :].copy())
+        return State(history, tuple(rnn))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sharings(threads: int, num_streams: int, blocks: int) -> list[Sharing]:
+    """Ways worth trying to share streams out to threads."""
+    counts = [2**power for power in range(threads.bit_length()) if 2**power < threads] + [threads]
+    ways = [Sharing(count, 1) for count in counts if count <= blocks]
+    ways += [Sharing(1, count) for count in counts if 1 < count <= num_streams]
+    return ways
+
+
+class _Pace:
+    """Which way of sharing is the fastest: tries each, stays with the best, looks again now and then.
+
+    Other programs may come and go, and two threads that wait for each other suffer most from them.
+
+    Args:
+        ways: to choose from.
+    """
+
+    def __init__(self, ways: list[Sharing]) -> None:
+        self._seconds = dict.fromkeys(ways, 0.0)
+        self._tried = 0
+
+    def next(self) -> Sharing:
+        """What to use for the next block."""
+        self._tried += 1
+        untried = [way for way, seconds in self._seconds.items() if seconds == 0]
+        if untried:
+            return untried[0]
+        ranked = sorted(self._seconds, key=lambda way: self._seconds[way])
+        if self._tried % _TRY_AGAIN == 0:
+            return ranked[1 + self._tried // _TRY_AGAIN % (len(ranked) - 1)] if len(ranked) > 1 else ranked[0]
+        return ranked[0]
+
+    def note(self, way: Sharing, seconds: float) -> None:
+        """A block took so long per sample."""
+        before = self._seconds[way]
+        self._seconds[way] = seconds if before == 0 else 0.7 * before + 0.3 * seconds

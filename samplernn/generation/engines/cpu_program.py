@@ -1,0 +1,629 @@
+"""The compiled program of the CPU engine: all that happens in a sample, as one thread of several runs it.
+
+`run` is the program, top down: for every sample the tiers whose frame begins, the sample-level MLP, the
+draw. The threads share each layer out by units (blocks of 64 rows). A layer needs all units of the
+one before it, so the threads wait for each other between layers: three times per sample, and `1 + n_rnn` times
+per step of a tier. Conditioning is upsampled where it is used, by the thread that uses it.
+
+Numba compiles this file when it is first used and keeps the result on disk.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numba import njit, types
+from numpy.typing import NDArray
+
+from samplernn.generation.engines.cpu_kernels import (
+    ROWS,
+    as_bits,
+    as_float,
+    atomic_increment,
+    atomic_load,
+    dot_instruction,
+    matrix_product,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FLOAT32, BFLOAT16, INT8 = 0, 1, 2
+"""Kinds of matrices."""
+GROUP = 6
+"""Streams that one reading of a weight serves at most."""
+SIGNED_ZERO = 128
+"""The unsigned byte that stands for zero where inputs have signs; inputs after a ReLU use 0."""
+
+ABORT = 8
+"""Where in `Streams.barrier` a thread that cannot take part tells the others to give up."""
+
+_DOT = dot_instruction()
+_int8_1, _int8_2, _int8_4, _int8_6 = (matrix_product("int8", n, _DOT) for n in (1, 2, 4, 6))
+_bfloat16_1, _bfloat16_2, _bfloat16_4 = (matrix_product("bfloat16", n) for n in (1, 2, 4))
+_float32_1, _float32_2, _float32_4, _float32_6 = (matrix_product("float32", n) for n in (1, 2, 4, 6))
+_SPINS = 4096
+"""Looks at the barrier before a thread lets others run."""
+_yield_processor = types.ExternalFunction(
+    "SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32()
+)
+
+
+class Plan(NamedTuple):
+    """A network, packed."""
+
+    frame_sizes: NDArray[np.int64]
+    """Samples per frame, slowest tier first, ``[tiers]``."""
+    q_levels: int
+    n_rnn: int
+    is_lstm: bool
+    blocks: int
+    """Blocks of 64 units: `dim`, rounded up."""
+    q_blocks: int
+    """The same for the logits."""
+    has_int8: bool
+    """Some matrix is int8, so vectors have to be quantized."""
+    matrices: NDArray[np.int64]
+    """Kind, address, steps and first row of each, ``[matrices, 4]``: per tier the input projection, input and
+    recurrent weights of each layer, the upsampling; at the end hidden and output layer of the MLP."""
+    scales: NDArray[np.float32]
+    """What one step of an int8 weight means, ``[rows of all matrices]``."""
+    sums: NDArray[np.int32]
+    """Sum of the int8 weights of each row: what an input's zero contributes."""
+    biases: NDArray[np.float32]
+    table: NDArray[np.float32]
+    """Embedding times first layer, ``[frame, q, units]``; empty if `table16` is used."""
+    table16: NDArray[np.uint16]
+    """The same as bfloat16."""
+
+
+class Streams(NamedTuple):
+    """The streams, and what the threads exchange. B streams, U units, Q codes, all rounded up to blocks."""
+
+    codes: NDArray[np.int64]
+    """Each thread's own copy, ``[threads, B, lookback + length]``."""
+    hidden: NDArray[np.float32]
+    """Two versions, old and new by turns, ``[tiers, n_rnn, 2, B, U]``."""
+    cell: NDArray[np.float32]
+    """Of an LSTM, ``[tiers, n_rnn, B, U]``."""
+    version: NDArray[np.int64]
+    """Which version of `hidden` is valid, as each thread knows, ``[threads, tiers]``."""
+    tier_input: NDArray[np.float32]
+    """``[B, U]``."""
+    first: NDArray[np.float32]
+    """First layer of the MLP, ``[B, U]``."""
+    second: NDArray[np.float32]
+    """Second layer of the MLP, ``[B, U]``."""
+    logits: NDArray[np.float32]
+    """``[B, Q]``."""
+    from_input: NDArray[np.float32]
+    """Gates as the input has them, ``[B, 4U]``."""
+    from_hidden: NDArray[np.float32]
+    """Gates as the hidden vector has them, ``[B, 4U]``."""
+    quantized: NDArray[np.uint8]
+    """Each thread's own bytes of each vector (see `_slot`), ``[threads, slots, B, U]``."""
+    quantized_scales: NDArray[np.float32]
+    """What one step of them means, ``[threads, slots, B]``."""
+    nll: NDArray[np.float32]
+    """When codes are given: their negative log-likelihood in nats, ``[B, length]``."""
+    barrier: NDArray[np.int64]
+    """At 0 the arrivals; at `ABORT`, on another cache line, whether to give up."""
+
+
+class Choice(NamedTuple):
+    """How codes come about."""
+
+    is_given: bool
+    """They are there already, and are scored."""
+    uniforms: NDArray[np.float32]
+    """Random numbers, ``[B, length]``."""
+    is_greedy: bool
+    inverse_temperature: np.float32
+    top_k: int
+    top_p: np.float32
+
+
+class Share(NamedTuple):
+    """What one thread works on."""
+
+    thread: int
+    num_threads: int
+    first: int
+    """Block of units."""
+    last: int
+    q_first: int
+    """Block of codes."""
+    q_last: int
+    arrivals: NDArray[np.int64]
+    """At how many barriers it has been, ``[1]``."""
+
+
+def compiled(function: Function) -> Function:
+    """Compile, without Python's lock and with IEEE division; the machine code is kept on disk."""
+    return njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+
+
+def compiled_reordering(function: Function) -> Function:
+    """The same for a maximum, which has no order and no NaN."""
+    return njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc"})(function)  # type: ignore[no-any-return]
+
+
+# -- arithmetic ---------------------------------------------------------------------------------------
+
+_LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
+_E0, _E1, _E2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_E3, _E4, _E5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+_LEAST, _MOST, _TINY = np.float32(-87), np.float32(88), np.float32(1e-30)
+
+
+@compiled
+def exp(x: np.float32) -> np.float32:
+    """e**x to about 1e-7, between e**-87 and e**88: a power of two times a polynomial (Cephes' `expf`)."""
+    x = min(max(x, _LEAST), _MOST)
+    n = np.floor(x * _LOG2_E + _HALF)
+    r = x - n * _LN2_HIGH - n * _LN2_LOW
+    p = (((((_E0 * r + _E1) * r + _E2) * r + _E3) * r + _E4) * r + _E5) * r * r + r + _ONE
+    return p * as_float((np.int32(n) + np.int32(127)) << np.int32(23))
+
+
+@compiled
+def sigmoid(x: np.float32) -> np.float32:
+    return _ONE / (_ONE + exp(-x))
+
+
+@compiled
+def tanh(x: np.float32) -> np.float32:
+    return _ONE - _TWO / (exp(_TWO * x) + _ONE)
+
+
+@compiled
+def gru(x: Any, h: Any, old: Any, new: Any, units: int, lo: int) -> None:
+    """One step of some units (Cho et al., 2014; the reset gate after the recurrent product, as in cuDNN).
+
+    Args:
+        x: gates from the input, float32 ``[gates, units]`` in one row: reset, update, new.
+        h: gates from the hidden vector, alike.
+        old: hidden vector, ``[n]``, units lo … lo + n - 1.
+        new: the next one.
+        units: all units, the distance between gates.
+        lo: first unit.
+    """
+    xr, xz, xn = x[lo:], x[units + lo :], x[2 * units + lo :]
+    hr, hz, hn = h[lo:], h[units + lo :], h[2 * units + lo :]
+    for i in range(old.shape[0]):
+        reset = sigmoid(xr[i] + hr[i])
+        update = sigmoid(xz[i] + hz[i])
+        fresh = tanh(xn[i] + reset * hn[i])
+        new[i] = fresh + update * (old[i] - fresh)
+
+
+@compiled
+def lstm(x: Any, h: Any, cell: Any, new: Any, units: int, lo: int) -> None:
+    """One step of some units (Hochreiter & Schmidhuber, 1997); gates: input, forget, cell, output. As `gru`."""
+    xi, xf, xc, xo = x[lo:], x[units + lo :], x[2 * units + lo :], x[3 * units + lo :]
+    hi, hf, hc, ho = h[lo:], h[units + lo :], h[2 * units + lo :], h[3 * units + lo :]
+    for i in range(cell.shape[0]):
+        value = sigmoid(xf[i] + hf[i]) * cell[i] + sigmoid(xi[i] + hi[i]) * tanh(xc[i] + hc[i])
+        cell[i] = value
+        new[i] = sigmoid(xo[i] + ho[i]) * tanh(value)
+
+
+@compiled
+def add(total: Any, x: Any) -> None:
+    for i in range(total.shape[0]):
+        total[i] += x[i]
+
+
+@compiled
+def add_bfloat16(total: Any, x: Any) -> None:
+    for i in range(total.shape[0]):
+        total[i] += as_float(np.int32(x[i]) << np.int32(16))
+
+
+@compiled
+def relu(x: Any) -> None:
+    for i in range(x.shape[0]):
+        x[i] = max(x[i], _ZERO)
+
+
+@compiled_reordering
+def maximum(x: Any) -> np.float32:
+    top = x[0]
+    for i in range(x.shape[0]):
+        top = max(top, x[i])
+    return top
+
+
+@compiled
+def magnitude(x: Any) -> np.float32:
+    """Largest absolute value; without a sign the order of bit patterns is that of numbers."""
+    top = np.int32(0)
+    for i in range(x.shape[0]):
+        top = max(top, as_bits(x[i]) & np.int32(0x7FFFFFFF))
+    return max(as_float(top), _TINY)
+
+
+@compiled
+def quantize_signed(x: Any, out: Any) -> np.float32:
+    """Bytes 1 to 255 around `SIGNED_ZERO`; returns what one step means."""
+    largest = magnitude(x)
+    per_unit = np.float32(127) / largest
+    for i in range(x.shape[0]):
+        out[i] = np.uint8(np.int32(x[i] * per_unit + np.float32(SIGNED_ZERO + 0.5)))
+    return largest / np.float32(127)
+
+
+@compiled
+def quantize_positive(x: Any, out: Any) -> np.float32:
+    """Bytes 0 to 255; returns what one step means."""
+    largest = magnitude(x)
+    per_unit = np.float32(255) / largest
+    for i in range(x.shape[0]):
+        out[i] = np.uint8(np.int32(x[i] * per_unit + _HALF))
+    return largest / np.float32(255)
+
+
+# -- products -----------------------------------------------------------------------------------------
+
+
+@compiled
+def product(
+    plan: Plan, index: int, x: Any, bytes_: Any, byte_scales: Any, zero: int, out: Any, shift: int, first: int, last: int
+) -> None:
+    """Some rows of a matrix times the inputs of all streams, plus bias.
+
+    Args:
+        plan: has the matrices.
+        index: of the matrix.
+        x: float32 ``[B, inputs]``.
+        bytes_: the same quantized, uint8 ``[B, inputs]``; used if the matrix is int8.
+        byte_scales: what one step of them means, ``[B]``.
+        zero: the byte that stands for zero.
+        out: float32 ``[B, …]``; row r goes to column r + shift.
+        shift: see there.
+        first: block of rows.
+        last: one past the last block.
+    """
+    kind, steps = plan.matrices[index, 0], plan.matrices[index, 2]
+    out_stride = out.strides[0]
+    for block in range(first, last):
+        weights = plan.matrices[index, 1] + block * steps * (4 * ROWS)
+        place = out.ctypes.data + (block * ROWS + shift) * 4
+        if kind == INT8:
+            _block_int8(weights, bytes_.ctypes.data, bytes_.strides[0], steps, place, out_stride, len(x))
+        elif kind == BFLOAT16:
+            _block_bfloat16(weights, x.ctypes.data, x.strides[0], steps, place, out_stride, len(x))
+        else:
+            _block_float32(weights, x.ctypes.data, x.strides[0], steps, place, out_stride, len(x))
+    lo, hi = first * ROWS, last * ROWS
+    row = plan.matrices[index, 3] + lo
+    biases = plan.biases[row : row + hi - lo]
+    for stream in range(len(x)):
+        here = out[stream, lo + shift : hi + shift]
+        if kind == INT8:
+            scales, sums = plan.scales[row : row + hi - lo], plan.sums[row : row + hi - lo]
+            _from_int8(here, scales, sums, biases, byte_scales[stream], zero)
+        else:
+            add(here, biases)
+
+
+@compiled
+def _from_int8(y: Any, scales: Any, sums: Any, biases: Any, byte_scale: Any, zero: int) -> None:
+    """In place: sums of bytes (int32) to float32."""
+    for i in range(y.shape[0]):
+        total = as_bits(y[i]) - np.int32(zero) * sums[i]
+        y[i] = np.float32(total) * (scales[i] * byte_scale) + biases[i]
+
+
+@compiled
+def _block_int8(weights: int, x: int, x_stride: int, steps: int, out: int, out_stride: int, num: int) -> None:
+    """One block for all streams, as many at a time as there are registers for."""
+    done = 0
+    while num - done >= 6:
+        _int8_6(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+        done += 6
+    if num - done >= 4:
+        _int8_4(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+        done += 4
+    if num - done >= 2:
+        _int8_2(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+        done += 2
+    if num > done:
+        _int8_1(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+
+
+@compiled
+def _block_bfloat16(weights: int, x: int, x_stride: int, steps: int, out: int, out_stride: int, num: int) -> None:
+    done = 0
+    while num - done >= 4:
+        _bfloat16_4(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+        done += 4
+    if num - done >= 2:
+        _bfloat16_2(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+        done += 2
+    if num > done:
+        _bfloat16_1(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+
+
+@compiled
+def _block_float32(weights: int, x: int, x_stride: int, steps: int, out: int, out_stride: int, num: int) -> None:
+    done = 0
+    while num - done >= 6:
+        _float32_6(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+        done += 6
+    if num - done >= 4:
+        _float32_4(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+        done += 4
+    if num - done >= 2:
+        _float32_2(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+        done += 2
+    if num > done:
+        _float32_1(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+
+
+# -- threads ------------------------------------------------------------------------------------------
+
+
+@compiled
+def wait(streams: Streams, share: Share) -> None:
+    """Until all threads are here. Spins, for the others are a microsecond away; lets others run if they are not."""
+    if share.num_threads == 1:
+        return
+    share.arrivals[0] += 1
+    goal = share.arrivals[0] * share.num_threads
+    barrier = streams.barrier.ctypes.data
+    atomic_increment(barrier)
+    spins = 0
+    while atomic_load(barrier) < goal:
+        spins += 1
+        if spins > _SPINS:
+            _yield_processor()
+            if streams.barrier[ABORT]:
+                return
+
+
+# -- the network --------------------------------------------------------------------------------------
+
+
+@compiled
+def _slot(plan: Plan, tier: int, layer: int) -> int:
+    """Where the bytes of a hidden vector are; after them come those of tier input, first and second layer."""
+    return tier * plan.n_rnn + layer
+
+
+@compiled
+def _matrix(plan: Plan, tier: int) -> int:
+    """A tier's first matrix."""
+    return tier * (2 + 2 * plan.n_rnn)
+
+
+@compiled
+def quantize(plan: Plan, streams: Streams, share: Share, x: Any, slot: int, positive: bool) -> None:
+    """The bytes of a vector of all streams. Every thread makes its own: that is cheaper than to share them."""
+    if not plan.has_int8:
+        return
+    for stream in range(len(x)):
+        out = streams.quantized[share.thread, slot, stream]
+        scale = quantize_positive(x[stream], out) if positive else quantize_signed(x[stream], out)
+        streams.quantized_scales[share.thread, slot, stream] = scale
+
+
+@compiled
+def upsample(plan: Plan, streams: Streams, share: Share, tier: int, step: int, out: Any) -> None:
+    """A tier's conditioning for one step of the tier below; this thread's units of it."""
+    units = plan.blocks * ROWS
+    slot = _slot(plan, tier, plan.n_rnn - 1)
+    hidden = streams.hidden[tier, plan.n_rnn - 1, streams.version[share.thread, tier]]
+    product(
+        plan,
+        _matrix(plan, tier) + 1 + 2 * plan.n_rnn,
+        hidden,
+        streams.quantized[share.thread, slot],
+        streams.quantized_scales[share.thread, slot],
+        SIGNED_ZERO,
+        out,
+        -step * units,
+        step * plan.blocks + share.first,
+        step * plan.blocks + share.last,
+    )
+
+
+@compiled
+def step_tier(plan: Plan, streams: Streams, share: Share, frames: Any, tier: int, t: int) -> None:
+    """One step of a frame-level tier: frame and conditioning in, new hidden vectors out."""
+    lo, hi = share.first * ROWS, share.last * ROWS
+    thread, num = share.thread, len(streams.tier_input)
+    no_bytes, no_scales = streams.quantized[thread, 0], streams.quantized_scales[thread, 0]
+    # The input projection is small, and always float32.
+    x = streams.tier_input
+    if tier > 0:
+        upsample(plan, streams, share, tier - 1, t % plan.frame_sizes[tier - 1] // plan.frame_sizes[tier], streams.first)
+    product(plan, _matrix(plan, tier), frames, no_bytes, no_scales, 0, x, 0, share.first, share.last)
+    if tier > 0:
+        for stream in range(num):
+            add(x[stream, lo:hi], streams.first[stream, lo:hi])
+    wait(streams, share)
+    slot = len(plan.frame_sizes) * plan.n_rnn
+    quantize(plan, streams, share, x, slot, False)
+    old = streams.version[thread, tier]
+    for layer in range(plan.n_rnn):
+        _step_layer(plan, streams, share, x, slot, tier, layer, old)
+        wait(streams, share)
+        x, slot = streams.hidden[tier, layer, 1 - old], _slot(plan, tier, layer)
+        quantize(plan, streams, share, x, slot, False)
+    streams.version[thread, tier] = 1 - old
+
+
+@compiled
+def _step_layer(
+    plan: Plan, streams: Streams, share: Share, x: Any, slot: int, tier: int, layer: int, old: int
+) -> None:
+    """One step of one RNN layer; this thread's units of it."""
+    thread, lo, hi = share.thread, share.first * ROWS, share.last * ROWS
+    hidden, mine = streams.hidden[tier, layer, old], _slot(plan, tier, layer)
+    new = streams.hidden[tier, layer, 1 - old]
+    index = _matrix(plan, tier) + 1 + 2 * layer
+    for gate in range(4 if plan.is_lstm else 3):
+        first, last = gate * plan.blocks + share.first, gate * plan.blocks + share.last
+        product(
+            plan,
+            index,
+            x,
+            streams.quantized[thread, slot],
+            streams.quantized_scales[thread, slot],
+            SIGNED_ZERO,
+            streams.from_input,
+            0,
+            first,
+            last,
+        )
+        product(
+            plan,
+            index + 1,
+            hidden,
+            streams.quantized[thread, mine],
+            streams.quantized_scales[thread, mine],
+            SIGNED_ZERO,
+            streams.from_hidden,
+            0,
+            first,
+            last,
+        )
+    units = plan.blocks * ROWS
+    for stream in range(len(x)):
+        gates_x, gates_h = streams.from_input[stream], streams.from_hidden[stream]
+        if plan.is_lstm:
+            lstm(gates_x, gates_h, streams.cell[tier, layer, stream, lo:hi], new[stream, lo:hi], units, lo)
+        else:
+            gru(gates_x, gates_h, hidden[stream, lo:hi], new[stream, lo:hi], units, lo)
+
+
+@compiled
+def sample_level_mlp(plan: Plan, streams: Streams, share: Share, codes: Any, t: int) -> None:
+    """Logits of sample t."""
+    lo, hi = share.first * ROWS, share.last * ROWS
+    tiers, thread = len(plan.frame_sizes), share.thread
+    fastest = plan.frame_sizes[tiers - 1]
+    now = plan.frame_sizes[0] + t
+    first, second = streams.first, streams.second
+    upsample(plan, streams, share, tiers - 1, t % fastest, first)
+    for stream in range(len(first)):
+        here = first[stream, lo:hi]
+        for j in range(fastest):
+            code = codes[stream, now - fastest + j]
+            if len(plan.table):
+                add(here, plan.table[j, code, lo:hi])
+            else:
+                add_bfloat16(here, plan.table16[j, code, lo:hi])
+        relu(here)
+    wait(streams, share)
+    slot, index = tiers * plan.n_rnn + 1, tiers * (2 + 2 * plan.n_rnn)
+    bytes_, scales = streams.quantized[thread], streams.quantized_scales[thread]
+    quantize(plan, streams, share, first, slot, True)
+    product(plan, index, first, bytes_[slot], scales[slot], 0, second, 0, share.first, share.last)
+    for stream in range(len(second)):
+        relu(second[stream, lo:hi])
+    wait(streams, share)
+    quantize(plan, streams, share, second, slot + 1, True)
+    out = streams.logits
+    product(plan, index + 1, second, bytes_[slot + 1], scales[slot + 1], 0, out, 0, share.q_first, share.q_last)
+    wait(streams, share)
+
+
+@compiled
+def draw(logits: Any, choice: Choice, uniform: Any, p: Any) -> int:
+    """A code by inverting the cumulative distribution (see `Sampling.draw`).
+
+    Args:
+        logits: ``[q]``.
+        choice: temperature, top-k, top-p.
+        uniform: in [0, 1).
+        p: room for the probabilities, ``[q]``.
+    """
+    if choice.is_greedy:
+        return int(np.argmax(logits))
+    top = maximum(logits)
+    for i in range(len(p)):
+        p[i] = exp((logits[i] - top) * choice.inverse_temperature)
+    if 0 < choice.top_k < len(p):
+        least = np.sort(p)[len(p) - choice.top_k]
+        for i in range(len(p)):
+            if p[i] < least:
+                p[i] = _ZERO
+    if choice.top_p < 1:
+        _keep_mass(p, choice.top_p)
+    total = _ZERO
+    for i in range(len(p)):
+        total += p[i]
+        p[i] = total
+    target = min(uniform * total, np.nextafter(total, _ZERO))
+    return int(np.searchsorted(p, target, side="right"))
+
+
+@compiled
+def _keep_mass(p: Any, top_p: Any) -> None:
+    """Keep the most probable codes up to a share of the whole."""
+    total = _ZERO
+    for value in p:
+        total += value
+    before = _ZERO
+    for i in np.argsort(-p, kind="mergesort"):
+        here = p[i]
+        if before >= top_p * total:
+            p[i] = _ZERO
+        before += here
+
+
+@compiled
+def _nll(logits: Any, code: int) -> float:
+    """In nats."""
+    top = maximum(logits)
+    total = 0.0
+    for value in logits:
+        total += exp(value - top)
+    return np.log(total) - float(logits[code] - top)
+
+
+@compiled
+def run(plan: Plan, streams: Streams, choice: Choice, thread: int, num_threads: int, length: int) -> None:
+    """Advance all streams by `length` samples, as thread number `thread` of `num_threads` that do so."""
+    share = Share(
+        thread,
+        num_threads,
+        plan.blocks * thread // num_threads,
+        plan.blocks * (thread + 1) // num_threads,
+        plan.q_blocks * thread // num_threads,
+        plan.q_blocks * (thread + 1) // num_threads,
+        np.zeros(1, np.int64),
+    )
+    codes = streams.codes[thread]
+    num, lookback, tiers = len(codes), plan.frame_sizes[0], len(plan.frame_sizes)
+    p = np.empty(plan.q_levels, np.float32)
+    frames = np.zeros((num, -(-lookback // 4) * 4), np.float32)
+    amplitude = np.float32(4) / np.float32(plan.q_levels)
+    for tier in range(tiers):
+        for layer in range(plan.n_rnn):
+            hidden = streams.hidden[tier, layer, streams.version[thread, tier]]
+            quantize(plan, streams, share, hidden, _slot(plan, tier, layer), False)
+    for t in range(length):
+        now = lookback + t
+        for tier in range(tiers):
+            frame_size = plan.frame_sizes[tier]
+            if t % frame_size == 0:
+                for stream in range(num):
+                    for i in range(frame_size):
+                        code = codes[stream, now - frame_size + i] - plan.q_levels // 2
+                        frames[stream, i] = np.float32(code) * amplitude
+                step_tier(plan, streams, share, frames, tier, t)
+        sample_level_mlp(plan, streams, share, codes, t)
+        if streams.barrier[ABORT]:
+            return
+        for stream in range(num):
+            logits = streams.logits[stream, : plan.q_levels]
+            if not choice.is_given:
+                codes[stream, now] = draw(logits, choice, choice.uniforms[stream, t], p)
+            elif thread == 0:
+                streams.nll[stream, t] = _nll(logits, codes[stream, now])

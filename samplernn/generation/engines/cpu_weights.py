@@ -1,0 +1,135 @@
+"""A network's weights as the CPU engine's program wants them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samplernn.generation.engines.cpu_kernels import ALIGNMENT, PER_STEP, ROWS
+from samplernn.generation.engines.cpu_program import BFLOAT16, FLOAT32, INT8, Plan
+from samplernn.model.network import SampleRNN
+
+KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
+_INPUTS = 4
+"""Inputs are padded to a multiple of this, the most that a step takes."""
+
+
+class PackedNetwork:
+    """Packed weights, and the memory that they are in.
+
+    Args:
+        model: with weight norm folded, float32, on the CPU.
+        dtype: of all matrices but the input projections, which are small and stay float32.
+    """
+
+    def __init__(self, model: SampleRNN, dtype: str) -> None:
+        config = model.config
+        matrices = _Matrices()
+        gates = 4 if config.rnn == "lstm" else 3
+        for tier in model.tiers():
+            matrices.add(tier.input_projection.weight, tier.input_projection.bias, 1, "float32")
+            for layer in range(config.n_rnn):
+                for side in ("ih", "hh"):
+                    weight, bias = (getattr(tier.rnn.layers, f"{n}_{side}_l{layer}") for n in ("weight", "bias"))
+                    matrices.add(weight, bias, gates, dtype)
+            matrices.add(tier.upsampling.weight, tier.upsampling.bias, tier.ratio, dtype)
+        mlp = model.sample_level_mlp
+        matrices.add(mlp.hidden.weight, mlp.hidden.bias, 1, dtype)
+        matrices.add(mlp.output.weight, mlp.output.bias, 1, dtype)
+        self.units = round_up(config.dim, ROWS)
+        self.codes = round_up(config.q_levels, ROWS)
+        self._memory, entries = matrices.in_memory()
+        table = _padded(mlp.table().detach().numpy(), -1, ROWS)
+        none = np.zeros((0, 1, 1))
+        self.plan = Plan(
+            frame_sizes=np.array(config.frame_sizes, np.int64),
+            q_levels=config.q_levels,
+            n_rnn=config.n_rnn,
+            is_lstm=config.rnn == "lstm",
+            blocks=self.units // ROWS,
+            q_blocks=self.codes // ROWS,
+            has_int8=dtype == "int8",
+            matrices=entries,
+            scales=np.concatenate(matrices.scales),
+            sums=np.concatenate(matrices.sums),
+            biases=np.concatenate(matrices.biases),
+            table=(table if dtype == "float32" else none).astype(np.float32),
+            table16=none.astype(np.uint16) if dtype == "float32" else to_bfloat16(table),
+        )
+
+
+class _Matrices:
+    """Collects matrices, then puts them into memory one after the other."""
+
+    def __init__(self) -> None:
+        self.scales: list[NDArray[np.float32]] = []
+        self.sums: list[NDArray[np.int32]] = []
+        self.biases: list[NDArray[np.float32]] = []
+        self._packed: list[NDArray[np.uint8]] = []
+        self._entries: list[tuple[int, int, int]] = []  # kind, steps, rows
+
+    def add(self, weight: Tensor, bias: Tensor, parts: int, dtype: str) -> None:
+        """Add a matrix.
+
+        Args:
+            weight: ``[parts * rows, inputs]``.
+            bias: ``[parts * rows]``.
+            parts: gates or steps, each of which begins at a block of its own.
+            dtype: to store it in.
+        """
+        full = weight.detach().numpy().reshape(parts, -1, weight.shape[1])
+        full = _padded(_padded(full, 1, ROWS), 2, _INPUTS)
+        full = full.reshape(-1, full.shape[2])  # [rows, inputs]
+        rows, inputs = full.shape
+        scales, sums = np.ones(rows, np.float32), np.zeros(rows, np.int32)
+        if dtype == "int8":
+            scales = (np.maximum(np.abs(full).max(axis=1), 1e-30) / 127).astype(np.float32)
+            stored = np.rint(full / scales[:, None]).astype(np.int8)
+            sums = stored.sum(axis=1, dtype=np.int32)
+        else:
+            stored = to_bfloat16(full) if dtype == "bfloat16" else full.astype(np.float32)
+        self._packed.append(pack(stored, PER_STEP[dtype]))
+        self._entries.append((KINDS[dtype], inputs // PER_STEP[dtype], rows))
+        self.scales.append(scales)
+        self.sums.append(sums)
+        padded = _padded(bias.detach().numpy().reshape(parts, -1), 1, ROWS)
+        self.biases.append(padded.reshape(-1).astype(np.float32))
+
+    def in_memory(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """All packed matrices, aligned, and `Plan.matrices`."""
+        memory = np.empty(sum(len(one) for one in self._packed) + ALIGNMENT, np.uint8)
+        place = -memory.ctypes.data % ALIGNMENT
+        row, entries = 0, []
+        for packed, (kind, steps, rows) in zip(self._packed, self._entries, strict=True):
+            memory[place : place + len(packed)] = packed
+            entries.append((kind, memory.ctypes.data + place, steps, row))
+            place += len(packed)
+            row += rows
+        return memory, np.array(entries, np.int64)
+
+
+def pack(stored: NDArray[np.generic], per_step: int) -> NDArray[np.uint8]:
+    """Reorder a matrix ``[rows, inputs]`` as `cpu_kernels` describes, to bytes."""
+    rows, inputs = stored.shape
+    blocks = stored.reshape(rows // ROWS, 4, ROWS // 4, inputs // per_step, per_step)
+    ordered = blocks.transpose(0, 3, 1, 2, 4)  # [block, step, vector, row, weight]
+    return np.ascontiguousarray(ordered).reshape(-1).view(np.uint8)
+
+
+def to_bfloat16(x: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """Round to the nearest bfloat16, ties to even; any shape."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def round_up(count: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-count // unit) * unit
+
+
+def _padded(x: NDArray[np.float32], axis: int, unit: int) -> NDArray[np.float32]:
+    """Zeros at the end of an axis, to a multiple of `unit`."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % unit)
+    return np.pad(x, widths)
