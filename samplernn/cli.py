@@ -85,8 +85,8 @@ def generate(argv: list[str]) -> int:
     parser.add_argument("--include-prompt", action="store_true", help="let the files begin with the prompt")
     parser.add_argument("--out", help="a folder, or one .wav file (default: a new folder below generated/)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("--engine", default="auto", help="auto or reference")
-    parser.add_argument("--dtype", default="auto", help="auto or float32")
+    parser.add_argument("--engine", default="auto", help="auto, cpu or reference")
+    parser.add_argument("--dtype", default="auto", help="auto, int8, bfloat16 or float32")
     options = parser.parse_args(argv)
 
     from samplernn.generation.files import generate

@@ -7,10 +7,10 @@ from samplernn.generation.engines.base import Engine
 from samplernn.generation.engines.reference import ReferenceEngine
 from samplernn.model.network import SampleRNN
 
-ENGINES: dict[str, type[ReferenceEngine]] = {"reference": ReferenceEngine}
-"""Every engine by name."""
-CHOICES = ("auto", *ENGINES)
-DTYPES = ("auto", "float32")
+DTYPES = {"cpu": ("int8", "bfloat16", "float32"), "reference": ("float32",)}
+"""Engines, best first, and the dtypes of their weights, fastest first."""
+CHOICES = ("auto", *DTYPES)
+DTYPE_CHOICES = ("auto", *DTYPES["cpu"])
 
 
 def open_engine(model: SampleRNN, engine: str = "auto", dtype: str = "auto") -> Engine:
@@ -20,13 +20,22 @@ def open_engine(model: SampleRNN, engine: str = "auto", dtype: str = "auto") -> 
         model: the network; it is copied, not changed.
         engine: one of `CHOICES`. ``auto`` looks at the model and the machine, never at the number of
             streams, so that a stream sounds the same whatever its neighbours.
-        dtype: one of `DTYPES`.
+        dtype: one of `DTYPE_CHOICES`; ``auto`` is the engine's fastest.
 
     Raises:
-        UserError: an unknown engine or dtype.
+        UserError: an unknown engine, or a dtype that the engine does not have.
     """
     if engine not in CHOICES:
         raise UserError(f"unknown engine {engine!r}; there are: {', '.join(CHOICES)}")
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-    return ENGINES["reference" if engine == "auto" else engine](model)
+    if dtype not in DTYPE_CHOICES:
+        raise UserError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPE_CHOICES)}")
+    name = "cpu" if engine == "auto" else engine
+    if dtype == "auto":
+        dtype = DTYPES[name][0]
+    if dtype not in DTYPES[name]:
+        raise UserError(f"engine {name} has no dtype {dtype}; it has: {', '.join(DTYPES[name])}")
+    if name == "reference":
+        return ReferenceEngine(model)
+    from samplernn.generation.engines.cpu import CpuEngine  # numba takes a moment to import
+
+    return CpuEngine(model, dtype)

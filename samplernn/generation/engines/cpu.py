@@ -133,7 +133,8 @@ class CpuEngine:
             for task in tasks:
                 self._advance_together(*task, sharing.together, length)
         else:
-            list(self._pool.map(lambda task: cpu_program.run(self._packed.plan, *task, 0, 1, length), tasks))
+            plan = self._packed.plan
+            list(self._pool.map(lambda task: cpu_program.run(plan, task[0], task[1], 0, 1, length), tasks))
         return [streams for streams, _ in tasks]
 
     def _advance_together(
@@ -158,7 +159,7 @@ class CpuEngine:
     def _imported(self, rows: slice, length: int, threads: int) -> cpu_program.Streams:
         """Some streams' state as the program wants it."""
         config, packed, network = self.model.config, self._packed, self._state.network
-        history = network.history[rows].numpy()
+        history = network.history[rows].detach().numpy()
         num, tiers, layers = len(history), len(network.rnn), config.n_rnn
         slots = tiers * layers + 3
 
@@ -183,7 +184,7 @@ class CpuEngine:
         )
         streams.codes[:, :, : self.lookback] = history
         for tier, state in enumerate(network.rnn):  # [B, S, n_rnn, D]
-            vectors = state[rows].numpy().transpose(1, 2, 0, 3)
+            vectors = state[rows].detach().numpy().transpose(1, 2, 0, 3)
             streams.hidden[tier, :, 0, :, : config.dim] = vectors[0]
             if config.rnn == "lstm":
                 streams.cell[tier, :, :, : config.dim] = vectors[1]
@@ -224,21 +225,26 @@ class _Pace:
     """
 
     def __init__(self, ways: list[Sharing]) -> None:
+        # Each is tried twice at first, and the second time counts: the first one fills caches.
+        self._first_tries = 2 * ways if len(ways) > 1 else []
         self._seconds = dict.fromkeys(ways, 0.0)
-        self._tried = 0
+        self._blocks = 0
 
     def next(self) -> Sharing:
         """What to use for the next block."""
-        self._tried += 1
-        untried = [way for way, seconds in self._seconds.items() if seconds == 0]
-        if untried:
-            return untried[0]
-        ranked = sorted(self._seconds, key=lambda way: self._seconds[way])
-        if self._tried % _TRY_AGAIN == 0:
-            return ranked[1 + self._tried // _TRY_AGAIN % (len(ranked) - 1)] if len(ranked) > 1 else ranked[0]
-        return ranked[0]
+        if self._first_tries:
+            return self._first_tries[0]
+        self._blocks += 1
+        best, *others = sorted(self._seconds, key=lambda way: self._seconds[way])
+        if others and self._blocks % _TRY_AGAIN == 0:
+            return others[self._blocks // _TRY_AGAIN % len(others)]
+        return best
 
     def note(self, way: Sharing, seconds: float) -> None:
         """A block took so long per sample."""
         before = self._seconds[way]
-        self._seconds[way] = seconds if before == 0 else 0.7 * before + 0.3 * seconds
+        if self._first_tries:
+            self._first_tries.pop(0)
+        elif before == min(self._seconds.values()):  # in use: one hiccup is no reason to leave it
+            seconds = 0.7 * before + 0.3 * min(seconds, 2 * before)
+        self._seconds[way] = seconds

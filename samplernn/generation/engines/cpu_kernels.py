@@ -64,10 +64,12 @@ def matrix_product(dtype: str, streams: int, dot: str = "none") -> Any:
         input and the first output, and the bytes from one stream's to the next. Inputs are float32, or
         unsigned bytes for int8; outputs are 64 float32, or int32 for int8.
     """
-    multiply = {"float32": _multiply_float32, "bfloat16": _multiply_bfloat16, "int8": _MULTIPLY_INT8[dot]}[dtype]
+    multiply = {"float32": _multiply_float32, "bfloat16": _multiply_bfloat16, "int8": _MULTIPLY_INT8[dot]}[
+        dtype
+    ]
     sums = _INTS if dtype == "int8" else _FLOATS
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def kernel(
         typing: Any, weights: Any, x: Any, x_stride: Any, steps: Any, out: Any, out_stride: Any
     ) -> tuple[Any, Any]:
@@ -207,19 +209,19 @@ def _function(builder: Any, name: str, kind: Any) -> Any:
     return builder.module.declare_intrinsic(name, (), ir.FunctionType(kind, (kind, kind, kind)))
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def as_float(typing: Any, bits: Any) -> tuple[Any, Any]:
     """The float32 that these 32 bits are."""
     return types.float32(types.int32), lambda c, builder, s, args: builder.bitcast(args[0], _FLOAT)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def as_bits(typing: Any, value: Any) -> tuple[Any, Any]:
     """The bits of a float32 as int32."""
     return types.int32(types.float32), lambda c, builder, s, args: builder.bitcast(args[0], _INT)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_increment(typing: Any, address: Any) -> tuple[Any, Any]:
     """Add one to the int64 at an address, for all threads to see."""
 
@@ -230,7 +232,7 @@ def atomic_increment(typing: Any, address: Any) -> tuple[Any, Any]:
     return types.int64(types.int64), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def atomic_load(typing: Any, address: Any) -> tuple[Any, Any]:
     """The int64 at an address, as other threads have left it."""
 

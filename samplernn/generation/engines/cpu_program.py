@@ -2,8 +2,8 @@
 
 `run` is the program, top down: for every sample the tiers whose frame begins, the sample-level MLP, the
 draw. The threads share each layer out by units (blocks of 64 rows). A layer needs all units of the
-one before it, so the threads wait for each other between layers: three times per sample, and `1 + n_rnn` times
-per step of a tier. Conditioning is upsampled where it is used, by the thread that uses it.
+one before it, so the threads wait for each other between layers: three times per sample, and
+`1 + n_rnn` times per step of a tier. Conditioning is upsampled where it is used, by the thread that uses it.
 
 Numba compiles this file when it is first used and keeps the result on disk.
 """
@@ -142,12 +142,12 @@ class Share(NamedTuple):
 
 def compiled(function: Function) -> Function:
     """Compile, without Python's lock and with IEEE division; the machine code is kept on disk."""
-    return njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return njit(nogil=True, cache=True, error_model="numpy")(function)
 
 
 def compiled_reordering(function: Function) -> Function:
     """The same for a maximum, which has no order and no NaN."""
-    return njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc"})(function)  # type: ignore[no-any-return]
+    return njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc"})(function)
 
 
 # -- arithmetic ---------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def gru(x: Any, h: Any, old: Any, new: Any, units: int, lo: int) -> None:
 
 @compiled
 def lstm(x: Any, h: Any, cell: Any, new: Any, units: int, lo: int) -> None:
-    """One step of some units (Hochreiter & Schmidhuber, 1997); gates: input, forget, cell, output. As `gru`."""
+    """One step of some units (Hochreiter & Schmidhuber, 1997); input, forget, cell, output. As `gru`."""
     xi, xf, xc, xo = x[lo:], x[units + lo :], x[2 * units + lo :], x[3 * units + lo :]
     hi, hf, hc, ho = h[lo:], h[units + lo :], h[2 * units + lo :], h[3 * units + lo :]
     for i in range(cell.shape[0]):
@@ -271,7 +271,16 @@ def quantize_positive(x: Any, out: Any) -> np.float32:
 
 @compiled
 def product(
-    plan: Plan, index: int, x: Any, bytes_: Any, byte_scales: Any, zero: int, out: Any, shift: int, first: int, last: int
+    plan: Plan,
+    index: int,
+    x: Any,
+    bytes_: Any,
+    byte_scales: Any,
+    zero: int,
+    out: Any,
+    shift: int,
+    first: int,
+    last: int,
 ) -> None:
     """Some rows of a matrix times the inputs of all streams, plus bias.
 
@@ -336,7 +345,9 @@ def _block_int8(weights: int, x: int, x_stride: int, steps: int, out: int, out_s
 
 
 @compiled
-def _block_bfloat16(weights: int, x: int, x_stride: int, steps: int, out: int, out_stride: int, num: int) -> None:
+def _block_bfloat16(
+    weights: int, x: int, x_stride: int, steps: int, out: int, out_stride: int, num: int
+) -> None:
     done = 0
     while num - done >= 4:
         _bfloat16_4(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
@@ -349,7 +360,9 @@ def _block_bfloat16(weights: int, x: int, x_stride: int, steps: int, out: int, o
 
 
 @compiled
-def _block_float32(weights: int, x: int, x_stride: int, steps: int, out: int, out_stride: int, num: int) -> None:
+def _block_float32(
+    weights: int, x: int, x_stride: int, steps: int, out: int, out_stride: int, num: int
+) -> None:
     done = 0
     while num - done >= 6:
         _float32_6(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
@@ -369,7 +382,7 @@ def _block_float32(weights: int, x: int, x_stride: int, steps: int, out: int, ou
 
 @compiled
 def wait(streams: Streams, share: Share) -> None:
-    """Until all threads are here. Spins, for the others are a microsecond away; lets others run if they are not."""
+    """Wait until all threads are here: spinning, for they are a microsecond away, then letting others run."""
     if share.num_threads == 1:
         return
     share.arrivals[0] += 1
@@ -402,7 +415,7 @@ def _matrix(plan: Plan, tier: int) -> int:
 
 @compiled
 def quantize(plan: Plan, streams: Streams, share: Share, x: Any, slot: int, positive: bool) -> None:
-    """The bytes of a vector of all streams. Every thread makes its own: that is cheaper than to share them."""
+    """The bytes of a vector of all streams. Every thread makes its own, which is cheaper than sharing."""
     if not plan.has_int8:
         return
     for stream in range(len(x)):
@@ -440,7 +453,14 @@ def step_tier(plan: Plan, streams: Streams, share: Share, frames: Any, tier: int
     # The input projection is small, and always float32.
     x = streams.tier_input
     if tier > 0:
-        upsample(plan, streams, share, tier - 1, t % plan.frame_sizes[tier - 1] // plan.frame_sizes[tier], streams.first)
+        upsample(
+            plan,
+            streams,
+            share,
+            tier - 1,
+            t % plan.frame_sizes[tier - 1] // plan.frame_sizes[tier],
+            streams.first,
+        )
     product(plan, _matrix(plan, tier), frames, no_bytes, no_scales, 0, x, 0, share.first, share.last)
     if tier > 0:
         for stream in range(num):
@@ -529,7 +549,9 @@ def sample_level_mlp(plan: Plan, streams: Streams, share: Share, codes: Any, t: 
     wait(streams, share)
     quantize(plan, streams, share, second, slot + 1, True)
     out = streams.logits
-    product(plan, index + 1, second, bytes_[slot + 1], scales[slot + 1], 0, out, 0, share.q_first, share.q_last)
+    product(
+        plan, index + 1, second, bytes_[slot + 1], scales[slot + 1], 0, out, 0, share.q_first, share.q_last
+    )
     wait(streams, share)
 
 
@@ -583,8 +605,8 @@ def _nll(logits: Any, code: int) -> float:
     top = maximum(logits)
     total = 0.0
     for value in logits:
-        total += exp(value - top)
-    return np.log(total) - float(logits[code] - top)
+        total += float(exp(value - top))
+    return float(np.log(total)) - float(logits[code] - top)
 
 
 @compiled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,7 +33,9 @@ class PackedNetwork:
             matrices.add(tier.input_projection.weight, tier.input_projection.bias, 1, "float32")
             for layer in range(config.n_rnn):
                 for side in ("ih", "hh"):
-                    weight, bias = (getattr(tier.rnn.layers, f"{n}_{side}_l{layer}") for n in ("weight", "bias"))
+                    weight, bias = (
+                        getattr(tier.rnn.layers, f"{n}_{side}_l{layer}") for n in ("weight", "bias")
+                    )
                     matrices.add(weight, bias, gates, dtype)
             matrices.add(tier.upsampling.weight, tier.upsampling.bias, tier.ratio, dtype)
         mlp = model.sample_level_mlp
@@ -69,7 +73,7 @@ class _Matrices:
         self._packed: list[NDArray[np.uint8]] = []
         self._entries: list[tuple[int, int, int]] = []  # kind, steps, rows
 
-    def add(self, weight: Tensor, bias: Tensor, parts: int, dtype: str) -> None:
+    def add(self, weight: Tensor, bias: Tensor | None, parts: int, dtype: str) -> None:
         """Add a matrix.
 
         Args:
@@ -78,11 +82,12 @@ class _Matrices:
             parts: gates or steps, each of which begins at a block of its own.
             dtype: to store it in.
         """
-        full = weight.detach().numpy().reshape(parts, -1, weight.shape[1])
-        full = _padded(_padded(full, 1, ROWS), 2, _INPUTS)
-        full = full.reshape(-1, full.shape[2])  # [rows, inputs]
+        split = weight.detach().numpy().reshape(parts, -1, weight.shape[1])
+        padded = _padded(_padded(split, 1, ROWS), 2, _INPUTS)
+        full = padded.reshape(-1, padded.shape[2])  # [rows, inputs]
         rows, inputs = full.shape
         scales, sums = np.ones(rows, np.float32), np.zeros(rows, np.int32)
+        stored: NDArray[Any]
         if dtype == "int8":
             scales = (np.maximum(np.abs(full).max(axis=1), 1e-30) / 127).astype(np.float32)
             stored = np.rint(full / scales[:, None]).astype(np.int8)
@@ -93,8 +98,9 @@ class _Matrices:
         self._entries.append((KINDS[dtype], inputs // PER_STEP[dtype], rows))
         self.scales.append(scales)
         self.sums.append(sums)
-        padded = _padded(bias.detach().numpy().reshape(parts, -1), 1, ROWS)
-        self.biases.append(padded.reshape(-1).astype(np.float32))
+        assert bias is not None
+        biases = _padded(bias.detach().numpy().reshape(parts, -1), 1, ROWS)
+        self.biases.append(biases.reshape(-1).astype(np.float32))
 
     def in_memory(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """All packed matrices, aligned, and `Plan.matrices`."""

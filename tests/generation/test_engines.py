@@ -1,4 +1,4 @@
-"""The reference engine against teacher forcing, and its promise that rows do not influence each other."""
+"""What holds for every engine: equal to teacher forcing, and streams that do not influence each other."""
 
 from __future__ import annotations
 
@@ -13,6 +13,22 @@ from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN
 
 TIERS = [(4,), (8, 2), (12, 4, 2)]
+ENGINES = [("reference", "float32"), ("cpu", "float32"), ("cpu", "bfloat16"), ("cpu", "int8")]
+EXACT = [engine for engine, dtype in ENGINES if dtype == "float32"]
+
+
+@pytest.fixture(params=ENGINES, ids="-".join)
+def choice(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Each engine with each dtype."""
+    choice: tuple[str, str] = request.param
+    return choice
+
+
+@pytest.fixture(params=EXACT)
+def exact(request: pytest.FixtureRequest) -> str:
+    """Each engine, in float32."""
+    name: str = request.param
+    return name
 
 
 def _model(frame_sizes: tuple[int, ...] = (8, 2), rnn: str = "gru", weight_norm: bool = True) -> SampleRNN:
@@ -49,10 +65,12 @@ def _generate(engine: Engine, streams: tuple[int, ...], lengths: list[int], seed
 @pytest.mark.parametrize("weight_norm", [True, False])
 @pytest.mark.parametrize("rnn", ["gru", "lstm"])
 @pytest.mark.parametrize("frame_sizes", TIERS)
-def test_stepping_equals_teacher_forcing(frame_sizes: tuple[int, ...], rnn: str, weight_norm: bool) -> None:
+def test_stepping_equals_teacher_forcing(
+    exact: str, frame_sizes: tuple[int, ...], rnn: str, weight_norm: bool
+) -> None:
     model = _model(frame_sizes, rnn, weight_norm)
     codes = torch.randint(33, (3, 48))
-    engine = open_engine(model)
+    engine = open_engine(model, exact, "float32")
     engine.start(3)
     stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
     torch.testing.assert_close(stepped, _teacher_forced(model, codes), atol=1e-5, rtol=1e-5)
@@ -61,12 +79,12 @@ def test_stepping_equals_teacher_forcing(frame_sizes: tuple[int, ...], rnn: str,
 @pytest.mark.parametrize("rnn", ["gru", "lstm"])
 @pytest.mark.parametrize("frame_sizes", TIERS)
 def test_stepping_equals_teacher_forcing_after_single_rows_were_reset(
-    frame_sizes: tuple[int, ...], rnn: str
+    exact: str, frame_sizes: tuple[int, ...], rnn: str
 ) -> None:
     model = _model(frame_sizes, rnn)
     before, after = torch.randint(33, (2, 3, 24))
     rows = torch.tensor([False, True, False])
-    engine = open_engine(model)
+    engine = open_engine(model, exact, "float32")
     engine.start(3)
     engine.score(before)
     state = engine.export_state()
@@ -83,8 +101,8 @@ def test_stepping_equals_teacher_forcing_after_single_rows_were_reset(
 
 
 @pytest.mark.parametrize("rnn", ["gru", "lstm"])
-def test_a_stream_is_bit_for_bit_the_same_whatever_its_neighbours(rnn: str) -> None:
-    engine = open_engine(_model(rnn=rnn))
+def test_a_stream_is_bit_for_bit_the_same_whatever_its_neighbours(choice: tuple[str, str], rnn: str) -> None:
+    engine = open_engine(_model(rnn=rnn), *choice)
     alone = _generate(engine, (3,), [48])
     state = engine.export_state().network.rnn[0]
     for count in (4, 5, 37, 450):  # 450 rows are stepped in two groups
@@ -94,14 +112,16 @@ def test_a_stream_is_bit_for_bit_the_same_whatever_its_neighbours(rnn: str) -> N
 
 
 @pytest.mark.parametrize("lengths", [[8] * 6, [16, 32], [40, 8]])
-def test_a_stream_does_not_depend_on_the_lengths_of_the_calls(lengths: list[int]) -> None:
-    engine = open_engine(_model())
+def test_a_stream_does_not_depend_on_the_lengths_of_the_calls(
+    choice: tuple[str, str], lengths: list[int]
+) -> None:
+    engine = open_engine(_model(), *choice)
     whole = _generate(engine, (0, 1), [48])
     assert torch.equal(_generate(engine, (0, 1), lengths), whole)
 
 
-def test_a_stream_does_not_depend_on_the_number_of_threads() -> None:
-    engine = open_engine(_model())
+def test_a_stream_does_not_depend_on_the_number_of_threads(choice: tuple[str, str]) -> None:
+    engine = open_engine(_model(), *choice)
     before = torch.get_num_threads()
     try:
         outputs = []
@@ -114,15 +134,15 @@ def test_a_stream_does_not_depend_on_the_number_of_threads() -> None:
     assert torch.equal(outputs[0], outputs[2])
 
 
-def test_another_seed_and_another_stream_sound_different() -> None:
-    engine = open_engine(_model())
+def test_another_seed_and_another_stream_sound_different(choice: tuple[str, str]) -> None:
+    engine = open_engine(_model(), *choice)
     streams = _generate(engine, (0, 1), [96])
     assert (streams[0] != streams[1]).float().mean() > 0.5
     assert (_generate(engine, (0, 1), [96], seed=6) != streams).float().mean() > 0.5
 
 
-def test_an_exported_state_goes_on_as_if_nothing_had_happened() -> None:
-    engine = open_engine(_model(rnn="lstm"))
+def test_an_exported_state_goes_on_as_if_nothing_had_happened(choice: tuple[str, str]) -> None:
+    engine = open_engine(_model(rnn="lstm"), *choice)
     whole = _generate(engine, (0, 1), [24, 24])
     _generate(engine, (0, 1), [24])
     state = engine.export_state()
@@ -132,8 +152,8 @@ def test_an_exported_state_goes_on_as_if_nothing_had_happened() -> None:
 
 
 @pytest.mark.parametrize("frame_sizes", TIERS)
-def test_prefill_is_the_same_past_as_stepping_through_it(frame_sizes: tuple[int, ...]) -> None:
-    engine = open_engine(_model(frame_sizes))
+def test_prefill_is_the_same_past_as_stepping_through_it(exact: str, frame_sizes: tuple[int, ...]) -> None:
+    engine = open_engine(_model(frame_sizes), exact, "float32")
     past, future = torch.randint(33, (2, 1, 24))
     engine.start(1)
     engine.score(past)
@@ -144,23 +164,23 @@ def test_prefill_is_the_same_past_as_stepping_through_it(frame_sizes: tuple[int,
     torch.testing.assert_close(prefilled, stepped.expand(3, -1), atol=1e-5, rtol=1e-5)
 
 
-def test_prefill_refuses_streams_that_have_diverged() -> None:
-    engine = open_engine(_model())
+def test_prefill_refuses_streams_that_have_diverged(choice: tuple[str, str]) -> None:
+    engine = open_engine(_model(), *choice)
     _generate(engine, (0, 1), [48])
     with pytest.raises(ValueError, match="share one past"):
         engine.prefill(torch.zeros(8, dtype=torch.int64))
 
 
-def test_lengths_must_be_whole_frames() -> None:
-    engine = open_engine(_model())
+def test_lengths_must_be_whole_frames(choice: tuple[str, str]) -> None:
+    engine = open_engine(_model(), *choice)
     with pytest.raises(ValueError, match="multiple of the largest frame, 8"):
         engine.advance(12, Randomness(0, (0,)), Sampling())
 
 
-def test_the_model_is_not_changed_by_its_engine() -> None:
+def test_the_model_is_not_changed_by_its_engine(choice: tuple[str, str]) -> None:
     model = _model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    _generate(open_engine(model), (0,), [16])
+    _generate(open_engine(model, *choice), (0,), [16])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert any(parameter.requires_grad for parameter in model.parameters())
 
@@ -169,3 +189,10 @@ def test_the_model_is_not_changed_by_its_engine() -> None:
 def test_unknown_engines_and_dtypes_are_refused(engine: str, dtype: str) -> None:
     with pytest.raises(UserError, match="there are: auto"):
         open_engine(_model(), engine, dtype)
+
+
+def test_an_engine_has_only_its_own_dtypes() -> None:
+    with pytest.raises(UserError, match="reference has no dtype int8; it has: float32"):
+        open_engine(_model(), "reference", "int8")
+    engine = open_engine(_model())
+    assert (engine.name, engine.dtype) == ("cpu", "int8")
