@@ -157,6 +157,30 @@ def info(argv: list[str]) -> int:
     return 0
 
 
+def benchmark(argv: list[str]) -> int:
+    """Measure how fast this machine generates, and what it could do."""
+    parser = Parser(prog="samplernn benchmark", description=benchmark.__doc__)
+    parser.add_argument("--preset", default="reference", help="sizes of the model (default: reference)")
+    parser.add_argument("--what", default="generate", choices=["generate"], help="what to measure")
+    parser.add_argument("--threads", type=int, help="cores to use (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from samplernn.insight.benchmark import benchmark as measure
+    from samplernn.insight.benchmark import show
+
+    measured = measure(options.preset, options.threads)
+    if options.json:
+        print(json.dumps(measured.to_dict(), indent=2))
+        return 0
+    for name, value in measured.machine.items():
+        print(f"{name}: {value}")
+    Console(width=None if sys.stdout.isatty() else 100).print(show(measured))
+    return 0
+
+
 def demo(argv: list[str]) -> int:
     """Train on the embedded clips for two minutes and generate."""
     parser = Parser(prog="samplernn demo", description=demo.__doc__)
@@ -182,6 +206,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": evaluate,
     "export": export,
     "info": info,
+    "benchmark": benchmark,
     "demo": demo,
 }
 

@@ -13,7 +13,9 @@ CHOICES = ("auto", *DTYPES)
 DTYPE_CHOICES = ("auto", *DTYPES["cpu"])
 
 
-def open_engine(model: SampleRNN, engine: str = "auto", dtype: str = "auto") -> Engine:
+def open_engine(
+    model: SampleRNN, engine: str = "auto", dtype: str = "auto", threads: int | None = None
+) -> Engine:
     """An engine for `model`.
 
     Args:
@@ -21,6 +23,7 @@ def open_engine(model: SampleRNN, engine: str = "auto", dtype: str = "auto") -> 
         engine: one of `CHOICES`. ``auto`` looks at the model and the machine, never at the number of
             streams, so that a stream sounds the same whatever its neighbours.
         dtype: one of `DTYPE_CHOICES`; ``auto`` is the engine's fastest.
+        threads: of engine cpu at most; None: one per core.
 
     Raises:
         UserError: an unknown engine, or a dtype that the engine does not have.
@@ -38,4 +41,4 @@ def open_engine(model: SampleRNN, engine: str = "auto", dtype: str = "auto") -> 
         return ReferenceEngine(model)
     from samplernn.generation.engines.cpu import CpuEngine  # numba takes a moment to import
 
-    return CpuEngine(model, dtype)
+    return CpuEngine(model, dtype, threads)

@@ -1,0 +1,243 @@
+"""`samplernn benchmark`: how fast this machine generates, beside the plain engine and beside its limits."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from samplernn.config import Config, ModelConfig, UserError, from_dict, presets
+from samplernn.generation.engines import DTYPES, open_engine
+from samplernn.generation.engines.base import Engine
+from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.model.network import SampleRNN
+
+STREAMS = (1, 8, 64)
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_SECONDS = 1.5
+"""Of measuring each figure, at least; and at least one call."""
+_CALLS_BEFORE = 8
+"""The engine tries ways of sharing streams out to threads in its first calls."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure."""
+
+    what: str
+    preset: str
+    engine: str
+    dtype: str
+    streams: int
+    samples_per_s: float
+    """All streams together."""
+    times_real_time: float
+    """Per stream."""
+    ratio_to_reference: float | None
+    """Against engine `reference` with as many streams, measured in the same run."""
+    fraction_of_limit: float | None
+    limit: float | None
+    """Samples per second of all streams, if weights were read and multiplied at the measured rates and
+    nothing else took time; None for an engine that does not aim at it."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Everything that one run measured."""
+
+    machine: dict[str, Any]
+    results: tuple[Result, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"machine": self.machine, "results": [asdict(result) for result in self.results]}
+
+
+def benchmark(preset: str = "reference", threads: int | None = None) -> Benchmark:
+    """Measure generation with every engine and dtype, fresh weights, 1, 8 and 64 streams.
+
+    Args:
+        preset: name of a configuration.
+        threads: cores to use; None: all.
+
+    Raises:
+        UserError: no such preset.
+    """
+    if preset not in presets():
+        raise UserError(f"unknown preset {preset!r}; there are: {', '.join(presets())}")
+    config: Config = from_dict(Config, yaml.safe_load(presets()[preset].read_text("utf-8")))
+    torch.manual_seed(0)
+    model = SampleRNN(config.model)
+    from samplernn.generation.engines.cpu import cores
+
+    limits = Limits(config.model, threads or cores())
+    results: list[Result] = []
+    plain: dict[int, float] = {}
+    with Console(stderr=True).status("measuring …") as status:
+        for name in reversed(DTYPES):
+            for dtype in reversed(DTYPES[name]):
+                engine = open_engine(model, name, dtype, threads)
+                for streams in STREAMS:
+                    status.update(f"measuring {name} {dtype}, {streams} streams …")
+                    rate = samples_per_second(engine, streams)
+                    if name == "reference":
+                        plain[streams] = rate
+                    limit = None if name == "reference" else limits.samples_per_s(dtype, streams)
+                    results.append(
+                        Result(
+                            what="generate",
+                            preset=preset,
+                            engine=name,
+                            dtype=dtype,
+                            streams=streams,
+                            samples_per_s=rate,
+                            times_real_time=rate / streams / config.data.sample_rate,
+                            ratio_to_reference=rate / plain[streams],
+                            fraction_of_limit=None if limit is None else rate / limit,
+                            limit=limit,
+                        )
+                    )
+    return Benchmark(machine(limits), tuple(results))
+
+
+def samples_per_second(engine: Engine, streams: int) -> float:
+    """Rate of all streams together: the median call, after calls that warm up."""
+    engine.start(streams)
+    randomness, sampling = Randomness(0, tuple(range(streams))), Sampling()
+    length = engine.lookback
+    started = time.perf_counter()
+    engine.advance(length, randomness, sampling)
+    per_sample = (time.perf_counter() - started) / length
+    if engine.name != "reference":
+        length *= max(1, round(0.05 / per_sample / length))  # calls like those of `generate`: some 50 ms
+        for _ in range(_CALLS_BEFORE):
+            engine.advance(length, randomness, sampling)
+    seconds: list[float] = []
+    while sum(seconds) < _SECONDS:
+        started = time.perf_counter()
+        engine.advance(length, randomness, sampling)
+        seconds.append(time.perf_counter() - started)
+    return streams * length / sorted(seconds)[len(seconds) // 2]
+
+
+class Limits:
+    """What bandwidth and arithmetic of this machine allow, both measured by reading and multiplying alone.
+
+    A weight that is used every n samples is read again after everything that is used in n samples has
+    passed by. How fast it comes then depends on how much that is: the rate is measured for that much.
+
+    Args:
+        config: sizes of the network.
+        threads: cores.
+    """
+
+    def __init__(self, config: ModelConfig, threads: int) -> None:
+        from samplernn.generation.engines import cpu_limits
+
+        self.threads = threads
+        self._weights = dict(_weights(config))
+        self._cpu_limits = cpu_limits
+        self._read: dict[int, float] = {}
+        self._multiply: dict[str, float] = {}
+        self.levels = {name: cpu_limits.read_rate(size, threads) for name, size in cpu_limits.LEVELS.items()}
+
+    def samples_per_s(self, dtype: str, streams: int) -> float:
+        """All streams together."""
+        reading = 0.0
+        for period, count in self._weights.items():
+            size = sum(other * min(1.0, period / p) for p, other in self._weights.items()) * _BYTES[dtype]
+            reading += count * _BYTES[dtype] / period / self.read_rate(round(size))
+        multiplying = sum(count / period for period, count in self._weights.items()) / self.multiply_rate(
+            dtype
+        )
+        return streams / max(reading, streams * multiplying)
+
+    def read_rate(self, size: int) -> float:
+        """Bytes per second of all cores, when this many bytes are shared out and read over and over."""
+        share = -(-size // self.threads // 512) * 512
+        if share not in self._read:
+            self._read[share] = self._cpu_limits.read_rate(share, self.threads)
+        return self._read[share]
+
+    def multiply_rate(self, dtype: str) -> float:
+        """Multiplications per second of all cores."""
+        if dtype not in self._multiply:
+            self._multiply[dtype] = self._cpu_limits.multiply_rate(dtype, self.threads)
+        return self._multiply[dtype]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gigabytes and billions of multiplications per second."""
+        return {
+            "read_gb_per_s": {name: round(rate / 1e9, 1) for name, rate in self.levels.items()},
+            "multiply_g_per_s": {dtype: round(rate / 1e9, 1) for dtype, rate in self._multiply.items()},
+        }
+
+
+def _weights(config: ModelConfig) -> Iterator[tuple[int, int]]:
+    """(n, weights of the large matrices that are used every n samples), the fastest last."""
+    gates = 4 if config.rnn == "lstm" else 3
+    for frame, ratio in zip(config.frame_sizes, _ratios(config), strict=True):
+        yield frame, (2 * gates * config.n_rnn + ratio) * config.dim**2
+    yield 1, config.dim**2 + config.q_levels * config.dim
+
+
+def _ratios(config: ModelConfig) -> list[int]:
+    clocks = (*config.frame_sizes, 1)
+    return [slow // fast for slow, fast in itertools.pairwise(clocks)]
+
+
+def machine(limits: Limits) -> dict[str, Any]:
+    """What the figures were measured on."""
+    import numba
+
+    from samplernn.generation.engines.cpu_kernels import dot_instruction
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": limits.threads,
+        "int8_dot_product": dot_instruction(),
+        **limits.to_dict(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numba": numba.__version__,
+    }
+
+
+def _processor() -> str:
+    """Its name, as Linux says it, or what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def show(measured: Benchmark) -> Table:
+    """A table for people."""
+    table = Table(title=f"generation, preset {measured.results[0].preset}, fresh weights")
+    for column in ("engine", "dtype", "streams", "samples/s", "times real time", "vs reference", "of limit"):
+        table.add_column(column, justify="left" if column in ("engine", "dtype") else "right")
+    for one in measured.results:
+        table.add_row(
+            one.engine,
+            one.dtype,
+            str(one.streams),
+            f"{one.samples_per_s:,.0f}",
+            f"{one.times_real_time:.2f}",
+            "" if one.ratio_to_reference is None else f"{one.ratio_to_reference:.1f}x",
+            "" if one.fraction_of_limit is None else f"{one.fraction_of_limit:.2f} of {one.limit:,.0f}",
+        )
+    return table
