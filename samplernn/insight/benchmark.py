@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,6 @@ def _ratios(config: ModelConfig) -> list[int]:
 
 def machine(limits: Limits) -> dict[str, Any]:
     """What the figures were measured on."""
-    import numba
-
     from samplernn.generation.engines.cpu_kernels import dot_instruction
 
     return {
@@ -211,7 +210,7 @@ def machine(limits: Limits) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numba": numba.__version__,
+        "numba": version("numba"),
     }
 
 

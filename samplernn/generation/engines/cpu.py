@@ -8,6 +8,8 @@ block by block (`_Pace`).
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -58,7 +60,7 @@ class CpuEngine:
         self._threads = threads or cores()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="samplernn")
         self._paces: dict[int, _Pace] = {}
-        self.start(1)
+        self._load_program()
 
     @torch.inference_mode()
     def start(self, num_streams: int) -> None:
@@ -96,6 +98,19 @@ class CpuEngine:
 
     def import_state(self, state: EngineState) -> None:
         self._state = state
+
+    def _load_program(self) -> None:
+        """Compile the program, or load it from disk; say so if that takes a while."""
+        said = "compiling the engine for this machine: once, about 15 s …"
+        notice = threading.Timer(1.0, lambda: print(said, file=sys.stderr, flush=True))
+        notice.start()
+        try:
+            self.start(1)
+            self.score(torch.zeros(1, self.lookback, dtype=torch.int64))
+        finally:
+            notice.cancel()
+        self._paces.clear()
+        self.start(1)
 
     def _run(
         self, length: int, choice: cpu_program.Choice, given: NDArray[np.int64] | None
