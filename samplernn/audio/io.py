@@ -18,6 +18,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from samplernn.audio.measures import clipped_frames
 from samplernn.config import UserError
 
 SUFFIXES = frozenset(
@@ -72,6 +73,7 @@ class Decoder:
     Attributes:
         source_rate: the file's own sample rate in Hz.
         channels: the file's number of channels.
+        clipped: frames so far in which a channel is clipped (see `measures.clipped_frames`).
         problems: what is wrong with the file although it could be used.
 
     Raises:
@@ -83,6 +85,7 @@ class Decoder:
         self.path = Path(path)
         self.sample_rate = sample_rate
         self.problems: list[AudioError] = []
+        self.clipped = 0
         self._file = _open(self.path)
         self.source_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
@@ -122,6 +125,7 @@ class Decoder:
                     self.path, f"holds NaN or infinite samples (first at {where:.3f} s)", "export it again"
                 )
             position += len(mono)
+            self.clipped += clipped_frames(block)
             yield mono
         self._check_length(position)
 

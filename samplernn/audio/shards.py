@@ -19,14 +19,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from samplernn.audio.io import AudioError, Decoder, to_int16
+from samplernn.audio.measures import Levels
 from samplernn.config import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every key: raise it when the bytes of a shard would come out differently."""
 SHARD_FILES = 32
 SHARD_BYTES = 8 * 2**20
@@ -69,7 +70,7 @@ class AudioFile:
     dc: float
     """Mean of the samples before it was removed (it is where beyond `DC_LIMIT`)."""
     clipped: int
-    """Samples at full scale."""
+    """Frames of the audio file, at its own rate, in which a channel is clipped."""
     sha256: str
     """Of the samples as stored, little-endian int16."""
     size: int
@@ -80,6 +81,15 @@ class AudioFile:
     """Sample rate of the audio file in Hz."""
     channels: int
     """Channels of the audio file."""
+    rms: float = 0.0
+    """Root mean square of the samples as stored, 0 to 1."""
+    levels: tuple[int, ...] = ()
+    """Samples as stored by the level of the 50 ms around them, see `measures.Levels.histogram`."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AudioFile:
+        """Inverse of `dataclasses.asdict`, through JSON too. Raises TypeError and KeyError."""
+        return cls(**{**values, "levels": tuple(values["levels"])})
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ def load_shard(shard_dir: Path, key: str) -> Shard | None:
     try:
         entry = json.loads((shard_dir / f"{key}.json").read_text("utf-8"))
         shard = Shard(
-            tuple(AudioFile(**item) for item in entry["files"]),
+            tuple(AudioFile.from_dict(item) for item in entry["files"]),
             tuple(Problem(**item) for item in entry["problems"]),
         )
         expected = 2 * sum(file.num_samples for file in shard.files)
@@ -189,6 +199,36 @@ def build_shard(
     return shard
 
 
+def measure_shard(
+    folder: Path,
+    sources: Sequence[Source],
+    sample_rate: int,
+    shard_dir: Path,
+    key: str,
+    advance: Callable[[int], None] = lambda size: None,
+    stop: threading.Event | None = None,
+) -> Shard:
+    """What `build_shard` would return, decoded for that alone: nothing is written.
+
+    Raises:
+        Cancelled: `stop` was set.
+    """
+    files: list[AudioFile] = []
+    problems: list[Problem] = []
+    samples = shard_dir / f"{key}.i16"
+    offset = 0
+    for source in sources:
+        try:
+            file, warnings = _measure(folder, source, sample_rate, samples.name, offset, stop)
+            files.append(file)
+            problems += [Problem(source.path, w.problem, w.remedy) for w in warnings]
+            offset += file.num_samples
+        except AudioError as error:
+            problems.append(Problem(source.path, error.problem, error.remedy))
+        advance(source.size)
+    return Shard(tuple(files), tuple(problems))
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes a JSON file atomically. Raises OSError."""
     with _replacing(path) as stream:
@@ -221,11 +261,11 @@ def open_samples(path: Path) -> np.ndarray:
 class _Tally:
     """What is known about a file's samples once they have all passed by."""
 
-    def __init__(self) -> None:
+    def __init__(self, sample_rate: int) -> None:
         self.num_samples = 0
         self.total = 0
         self.peak = 0
-        self.clipped = 0
+        self.levels = Levels(sample_rate)
         self._hash = hashlib.sha256()
 
     def add(self, block: np.ndarray) -> None:
@@ -234,8 +274,7 @@ class _Tally:
         self.num_samples += len(block)
         self.total += int(block.sum(dtype=np.int64))
         self.peak = max(self.peak, -low, high)
-        if low == -32768 or high == 32767:
-            self.clipped += int(np.count_nonzero((block == -32768) | (block == 32767)))
+        self.levels.add(block)
         self._hash.update(_bytes(block))
 
     @property
@@ -252,45 +291,81 @@ def _decode_into(
     stream: BinaryIO, folder: Path, source: Source, sample_rate: int, shard: str, stop: threading.Event | None
 ) -> tuple[AudioFile, list[AudioError]]:
     """Appends one file's samples to a shard; returns its entry and what is wrong with it all the same."""
-    path = folder / source.path
     offset = stream.tell() // 2
+    decoder = Decoder(folder / source.path, sample_rate)
+    tally = raw = _Tally(sample_rate)
+    for samples in _blocks(decoder, stop):
+        tally.add(samples)
+        stream.write(_bytes(samples))
+    if _has_dc(raw):
+        tally = _subtract(stream, offset, raw, sample_rate)
+    return _entry(source, decoder, raw, tally, shard, offset), decoder.problems
+
+
+def _measure(
+    folder: Path, source: Source, sample_rate: int, shard: str, offset: int, stop: threading.Event | None
+) -> tuple[AudioFile, list[AudioError]]:
+    """As `_decode_into`, but the samples are forgotten: a file with DC is decoded a second time."""
+    path = folder / source.path
     decoder = Decoder(path, sample_rate)
-    tally = raw = _Tally()
+    tally = raw = _Tally(sample_rate)
+    for samples in _blocks(decoder, stop):
+        tally.add(samples)
+    if _has_dc(raw):
+        tally = _Tally(sample_rate)
+        for samples in _blocks(Decoder(path, sample_rate), stop):
+            tally.add(_shifted(samples, raw))
+    return _entry(source, decoder, raw, tally, shard, offset), decoder.problems
+
+
+def _blocks(decoder: Decoder, stop: threading.Event | None) -> Iterator[np.ndarray]:
+    """Decoded blocks int16 `[n]`. Raises Cancelled."""
     for block in decoder:
         if stop is not None and stop.is_set():
             raise Cancelled
-        samples = to_int16(block)
-        tally.add(samples)
-        stream.write(_bytes(samples))
-    if abs(raw.mean) > DC_LIMIT * 32768:
-        tally = _subtract(stream, offset, raw)
+        yield to_int16(block)
+
+
+def _entry(
+    source: Source, decoder: Decoder, raw: _Tally, tally: _Tally, shard: str, offset: int
+) -> AudioFile:
+    """What is known of a file, from its samples as decoded (`raw`) and as stored (`tally`)."""
     if tally.peak == 0:
-        raise AudioError(path, "is silent throughout", "remove or replace it")
-    file = AudioFile(
+        raise AudioError(decoder.path, "is silent throughout", "remove or replace it")
+    tally.levels.finish()
+    return AudioFile(
         path=source.path,
         num_samples=tally.num_samples,
         shard=shard,
         offset=offset,
         peak=tally.peak / 32768,
         dc=raw.mean / 32768,
-        clipped=raw.clipped,
+        clipped=decoder.clipped,
         sha256=tally.sha256,
         size=source.size,
         mtime_ns=source.mtime_ns,
         source_rate=decoder.source_rate,
         channels=decoder.channels,
+        rms=tally.levels.rms,
+        levels=tally.levels.histogram,
     )
-    return file, decoder.problems
 
 
-def _subtract(stream: BinaryIO, offset: int, raw: _Tally) -> _Tally:
+def _has_dc(raw: _Tally) -> bool:
+    return abs(raw.mean) > DC_LIMIT * 32768
+
+
+def _shifted(samples: np.ndarray, raw: _Tally) -> np.ndarray:
+    """int16 samples without the mean of the whole file."""
+    return np.clip(samples.astype(np.int32) - round(raw.mean), -32768, 32767).astype(np.int16)
+
+
+def _subtract(stream: BinaryIO, offset: int, raw: _Tally, sample_rate: int) -> _Tally:
     """Removes the mean of the samples from `offset` to the end of a shard, in place."""
-    tally = _Tally()
-    shift = round(raw.mean)
+    tally = _Tally(sample_rate)
     for start in range(offset, offset + raw.num_samples, _PIECE):
         stream.seek(2 * start)
-        samples = np.frombuffer(stream.read(2 * _PIECE), "<i2").astype(np.int32) - shift
-        samples = np.clip(samples, -32768, 32767).astype(np.int16)
+        samples = _shifted(np.frombuffer(stream.read(2 * _PIECE), "<i2"), raw)
         tally.add(samples)
         stream.seek(2 * start)
         stream.write(_bytes(samples))

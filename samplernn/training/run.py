@@ -19,6 +19,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from samplernn.audio.corpus import Corpus, Split, locate, prepare, split
+from samplernn.audio.health import remarks
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, to_dict
 from samplernn.model.baselines import BaselineBits, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load
@@ -193,7 +194,7 @@ def free_name(folder: Path) -> str:
 def _train(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> Outcome:
     """Fit, from the last checkpoint if there is one, and judge the result."""
     pl.seed_everything(config.seed_everything, verbose=False)
-    _report(corpus, parts)
+    _report(corpus, parts, config)
     codes = Quantizer(config.model.q_levels, config.model.quantization).int16_to_code(corpus.gain).numpy()
     counts = pair_counts(corpus, locate(corpus, parts.train), codes, config.model.q_levels)
     facts = Checkpoint(config, {}, gain=corpus.gain, pair_counts=counts, split=parts.to_dict())
@@ -294,16 +295,17 @@ def _trainer(
         raise UserError(f"trainer.*: {' '.join(str(error).split())}") from error
 
 
-def _report(corpus: Corpus, parts: Split) -> None:
+def _report(corpus: Corpus, parts: Split, config: Config) -> None:
     """Say what was found in the folder and how it is split.
 
     Raises:
         UserError: a part has no audio (any more).
     """
-    for problem in corpus.problems[:_PROBLEMS_SHOWN]:
+    problems = remarks(corpus, config.data.tbptt_len)
+    for problem in problems[:_PROBLEMS_SHOWN]:
         say(f"  {problem}")
-    if len(corpus.problems) > _PROBLEMS_SHOWN:
-        say(f"  … and {len(corpus.problems) - _PROBLEMS_SHOWN} more problems")
+    if len(problems) > _PROBLEMS_SHOWN:
+        say(f"  … and {len(problems) - _PROBLEMS_SHOWN} more: samplernn doctor lists them all")
     say(f"{corpus.folder}: {len(corpus.files)} files, {corpus.duration / 60:.1f} minutes usable")
     lengths = []
     for part in ("train", "validation", "test"):
