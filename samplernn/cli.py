@@ -6,6 +6,7 @@ Errors of the user's making arrive here as `UserError` and leave as one line and
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -37,6 +38,8 @@ def doctor(argv: list[str]) -> int:
 
     from samplernn.insight.doctor import examine, show
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     diagnosis = examine(options.folder, options.config)
     if options.json:
         print(json.dumps(diagnosis.to_dict(), indent=2))

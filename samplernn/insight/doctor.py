@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def examine(
     Args:
         folder: of the audio.
         config: for the run; None: the defaults, which are the preset `small`.
-        progress: show a progress bar if standard error is a terminal.
+        progress: show what is being done if standard error is a terminal.
         seconds: for timing training steps, about.
 
     Raises:
@@ -132,7 +133,9 @@ def examine(
         except UserError as error:
             obstacle = str(error)
     if plan:
-        cost = forecast.measure(config, plan, seconds)
+        terminal = Console(stderr=True, quiet=not progress)
+        with terminal.status("timing training steps …") if terminal.is_terminal else nullcontext():
+            cost = forecast.measure(config, plan, seconds)
     advice = advise(corpus, problems, config, plan, cost)
     return Diagnosis(corpus, config, problems, obstacle, plan, cost, tuple(advice))
 
