@@ -21,7 +21,8 @@ from samplernn.insight.words import count, decibels, duration, percent
 
 LITTLE_SECONDS = 300.0
 """Less audio than this is learned by heart before it is learned from."""
-_WELL_FILLED = 0.85
+_WELL_FILLED = 0.8
+"""Share of a step's samples that should be audio."""
 _SHORT_SEGMENT = 2.0
 _MOSTLY_SILENCE = 0.3
 _LOW_PEAK = 10 ** (-30 / 20)
@@ -118,7 +119,9 @@ def _about_amount(corpus: Corpus, config: Config, now: Plan) -> Iterator[str]:
     data = config.data
     little = corpus.duration < LITTLE_SECONDS
     amount = f"{duration(corpus.duration)} in all" if little else f"{count(now.segments, 'segment')}"
-    if now.segment_seconds < min(data.segment_duration / 2, _SHORT_SEGMENT):
+    longest = max(file.num_samples for file in corpus.files) / corpus.sample_rate
+    is_shrunk = now.segments < 2 * data.batch_size and now.segment_seconds < longest
+    if is_shrunk and now.segment_seconds < min(data.segment_duration / 2, _SHORT_SEGMENT):
         lanes = max(1, min(data.batch_size // 2, int(now.train_seconds / _SHORT_SEGMENT)))
         if lanes < data.batch_size:
             yield (
@@ -139,7 +142,7 @@ def _about_amount(corpus: Corpus, config: Config, now: Plan) -> Iterator[str]:
         option = _first_well_filled(corpus, config, now, choices)
         why = f"{percent(1 - now.filled)} of each step is padding" if now.filled < _WELL_FILLED else ""
         if option:
-            reason = why or f"{data.segment_duration:g} s give only {count(now.segments, 'segment')}"
+            reason = why or f"{count(now.segments, 'segment')} for {data.batch_size} lanes"
             yield f"{amount} ({reason}): use {option}"
     if little and config.model.dim > _LARGE_DIM:
         yield f"{duration(corpus.duration)} will be learned by heart by a network this large: --config small"
