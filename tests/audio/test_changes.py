@@ -147,9 +147,9 @@ def test_files_that_vanish_between_search_and_decoding_are_named(
 ) -> None:
     original = corpus_module._shards
 
-    def build(*arguments: object) -> object:
+    def build(*arguments: object, **options: object) -> object:
         (folder / "2.wav").unlink()
-        return original(*arguments)  # type: ignore[arg-type]
+        return original(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(corpus_module, "_shards", build)
