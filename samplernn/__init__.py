@@ -27,6 +27,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 _PUBLIC = {
     "Config": "samplernn.config:Config",
     "UserError": "samplernn.config:UserError",
+    "examine": "samplernn.insight.doctor:examine",
     "train": "samplernn.training.run:start",
     "load": "samplernn.model.checkpoint:load",
     "export": "samplernn.model.checkpoint:export",

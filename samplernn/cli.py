@@ -6,8 +6,10 @@ Errors of the user's making arrive here as `UserError` and leave as one line and
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +27,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}  (see {self.prog} --help)")
+
+
+def doctor(argv: list[str]) -> int:
+    """Say whether a folder of audio is fit for training."""
+    from samplernn.options import parse_doctor
+
+    options = parse_doctor(argv)
+    from rich.console import Console
+
+    from samplernn.insight.doctor import examine, show
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
+    diagnosis = examine(options.folder, options.config)
+    if options.json:
+        print(json.dumps(diagnosis.to_dict(), indent=2))
+    else:
+        show(diagnosis, Console(highlight=False), shlex.join(["samplernn", "train", *argv]))
+    return 0 if diagnosis.trainable else 1
 
 
 def train(argv: list[str]) -> int:
@@ -201,6 +222,7 @@ def demo(argv: list[str]) -> int:
 
 
 VERBS: dict[str, Verb] = {
+    "doctor": doctor,
     "train": train,
     "generate": generate,
     "evaluate": evaluate,
@@ -215,7 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the console script `samplernn`.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user's, 128 + number for a signal.
+        The exit code: 0, 1 for a folder that `doctor` finds unfit, 2 for a mistake of the user's,
+        128 + number for a signal.
     """
     parser = Parser(
         prog="samplernn",

@@ -1,4 +1,4 @@
-"""The options of `samplernn train`: configuration files, presets and keys on the command line."""
+"""The options of `samplernn train` and `doctor`: configuration files, presets, keys on the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import yaml
 from samplernn.config import Config, UserError, from_dict, merged, presets
 
 DEFAULT_PRESET = "small"
-_PROG = "samplernn train"
 
 
 @dataclass(frozen=True)
@@ -30,30 +29,64 @@ class TrainOptions:
     """Only what the command line itself set, nested."""
 
 
+@dataclass(frozen=True)
+class DoctorOptions:
+    """A parsed command line of `samplernn doctor`."""
+
+    folder: str
+    json: bool
+    config: Config
+    """Preset or files, then keys."""
+
+
 def parse(argv: list[str]) -> TrainOptions:
-    """Read a command line.
+    """Read a command line of `samplernn train`.
 
     Raises:
         UserError: an unknown or malformed option, a missing file, no folder.
     """
+    prog = "samplernn train"
     files, rest = _split_config(argv)
-    parser = _parser()
-    try:
-        given = parser.parse_args(rest, defaults=False)
-    except argparse.ArgumentError as error:
-        raise UserError(_one_line(str(error))) from error
-    values = given.as_dict()
+    values = _values(_train_parser(prog), rest)
     folder, name = values.pop("folder", None), values.pop("name", None)
     resume = bool(values.pop("resume", False))
     if folder is None and not resume:
-        raise UserError(f"{_PROG}: name the folder of audio  (see {_PROG} --help)")
+        raise UserError(f"{prog}: name the folder of audio  (see {prog} --help)")
     if resume and files:
         raise UserError("--resume continues a run with its own configuration: leave --config out")
+    return TrainOptions(folder, name, resume, _config(files, values), values)
+
+
+def parse_doctor(argv: list[str]) -> DoctorOptions:
+    """Read a command line of `samplernn doctor`, which takes the configuration as `train` does.
+
+    Raises:
+        UserError: an unknown or malformed option, a missing file, no folder.
+    """
+    prog = "samplernn doctor"
+    files, rest = _split_config(argv)
+    values = _values(_doctor_parser(prog), rest)
+    folder, as_json = values.pop("folder", None), bool(values.pop("json", False))
+    if folder is None:
+        raise UserError(f"{prog}: name the folder of audio  (see {prog} --help)")
+    return DoctorOptions(folder, as_json, _config(files, values))
+
+
+def _values(parser: jsonargparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
+    """What the command line itself sets, nested. Raises UserError."""
+    try:
+        return parser.parse_args(argv, defaults=False).as_dict()
+    except argparse.ArgumentError as error:
+        raise UserError(_one_line(str(error), parser.prog)) from error
+
+
+def _config(files: list[Path], values: dict[str, Any]) -> Config:
+    """Files or the default preset, then keys. Raises UserError."""
     base: dict[str, Any] = {}
     for file in files or [preset_path(DEFAULT_PRESET)]:
         base = merged(base, _read(file))
-    config = from_dict(Config, merged(base, values))
-    return TrainOptions(folder, name, resume, config, values)
+    config: Config = from_dict(Config, merged(base, values))
+    return config
 
 
 def preset_path(name: str) -> Path:
@@ -81,19 +114,38 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog=_PROG,
-        description="Train on a folder of audio. Without limits (trainer.max_steps, max_epochs, max_time) "
+def _train_parser(prog: str) -> jsonargparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Train on a folder of audio. Without limits (trainer.max_steps, max_epochs, max_time) "
         "training ends when it no longer improves.",
-        exit_on_error=False,
     )
     parser.add_argument("folder", nargs="?", help="of audio; a resumed run knows its own")
     parser.add_argument("--name", help="of the run, a folder below runs/ (default: the audio folder's name)")
     parser.add_argument(
         "--resume", action="store_true", help="continue the run --name, or the newest, with its own options"
     )
+    return _with_config(parser)
+
+
+def _doctor_parser(prog: str) -> jsonargparse.ArgumentParser:
+    parser = _parser(
+        prog,
+        "Say whether a folder of audio is fit for training, and what training on it would be like. Writes "
+        "nothing. Exit code 0 if it is fit, 1 if not. Takes the options that train takes.",
+    )
+    parser.add_argument("folder", nargs="?", help="of audio")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return _with_config(parser)
+
+
+def _parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+
+
+def _with_config(parser: jsonargparse.ArgumentParser) -> jsonargparse.ArgumentParser:
+    """Adds `--config` and every key of the configuration."""
     parser.add_argument(
         "--config",
         help=f"a file, or a preset: {', '.join(presets())} (default: {DEFAULT_PRESET})",
@@ -113,8 +165,8 @@ def _split_config(argv: list[str]) -> tuple[list[Path], list[str]]:
     return [preset_path(name) for name in taken.config], rest
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, prog: str) -> str:
     """jsonargparse's messages without line breaks and Python's way of writing types."""
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
     message = re.sub(r'^Parser key "([^"]+)":', r"\1:", message)
-    return " ".join(message.split()) + f"  (see {_PROG} --help)"
+    return " ".join(message.split()) + f"  (see {prog} --help)"

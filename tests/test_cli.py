@@ -50,6 +50,11 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train", str(CLIPS), "--trainer.devices", "3"], "take 18"),
         (["train", str(CLIPS), "--seed_everything", "-1"], "seed_everything"),
         (["train", str(CLIPS), "--samples.seed", "-1"], "samples.seed"),
+        (["doctor"], "folder of audio"),
+        (["doctor", "nowhere"], "nowhere: no such folder"),
+        (["doctor", str(CLIPS), "--model.tiers", "3"], "samplernn doctor --help"),
+        (["doctor", str(CLIPS), "--config", "enormous"], "presets: demo"),
+        (["doctor", str(CLIPS), "--data.cache_dir", str(CLIPS / "cache")], "inside the audio folder"),
         (["generate"], "checkpoint"),
         (["generate", "nowhere"], "nowhere"),
         (["generate", "nowhere", "--num", "x"], "--num"),
@@ -183,7 +188,7 @@ def test_every_command_of_the_readme_runs_at_toy_size(
     assert {command.split()[1] for command in commands} == set(VERBS) - {"demo"}
     for command in commands:
         argv = shlex.split(command)[1:]
-        if argv[0] == "train":
+        if argv[0] in ("train", "doctor"):
             small = [key for key in toy_arguments() if "--resume" not in argv or "trainer.max_steps" in key]
             argv += small
         if argv[0] == "generate":

@@ -1,8 +1,9 @@
 """A folder of audio as a corpus: found, decoded once into a cache, given one gain, split in three.
 
 `prepare` is the entrance. It decodes what it has not decoded before (see `shards`), never writes into
-the audio folder, and reports files that cannot be used instead of failing on them. `split` then holds
-out validation and test audio, and `locate` finds the same audio again in a folder that was moved.
+the audio folder, and reports files that cannot be used instead of failing on them; `inspect` finds out
+the same and writes nothing at all. `split` then holds out validation and test audio, and `locate` finds
+the same audio again in a folder that was moved.
 """
 
 from __future__ import annotations
@@ -27,11 +28,24 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from samplernn.audio import shards
-from samplernn.audio.io import SUFFIXES, UNSUPPORTED, remedy_for, sniff
+from samplernn.audio.io import SUFFIXES, remedy_for
+from samplernn.audio.scan import Found, find, scan, states
 from samplernn.audio.shards import AudioFile, Problem, Shard, Source
 from samplernn.config import UserError, one_line
 
-__all__ = ["AudioFile", "Corpus", "Problem", "Span", "Split", "locate", "lost", "prepare", "scan", "split"]
+__all__ = [
+    "AudioFile",
+    "Corpus",
+    "Problem",
+    "Span",
+    "Split",
+    "inspect",
+    "locate",
+    "lost",
+    "prepare",
+    "scan",
+    "split",
+]
 
 PEAK_AFTER_GAIN = 10 ** (-1 / 20)
 """-1 dBFS."""
@@ -60,6 +74,8 @@ class Corpus:
     """Files that are not used, or only in part."""
     shard_dir: Path
     """Where the samples are."""
+    found: int = 0
+    """Files that were found, usable or not."""
 
     @property
     def num_samples(self) -> int:
@@ -91,18 +107,6 @@ class Corpus:
         return samples[file.offset + start : file.offset + stop]
 
 
-def scan(folder: str | Path) -> list[Path]:
-    """Audio files below a folder, ordered by relative path, judged by their suffix.
-
-    Regular files only; hidden files and folders are left out, links are followed once. The list
-    includes files in formats that cannot be read (`UNSUPPORTED`), so that they can be reported.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    return _scan(Path(folder))[0]
-
-
 def prepare(
     folder: str | Path,
     sample_rate: int,
@@ -123,17 +127,17 @@ def prepare(
         UserError: no such folder, no usable audio in it, or the cache cannot be written.
     """
     root = Path(folder).absolute()
-    paths, problems = _scan(root)
-    if not paths:
-        shown = "".join(f" | {problem}" for problem in problems[:3])
-        raise UserError(f"{folder}: no audio files found ({', '.join(sorted(SUFFIXES))}){shown}")
-    sources, unreadable = _stat(root, paths)
+    found = find(root)
+    if not found.paths and not found.problems:
+        raise UserError(f"{folder}: no audio files found ({', '.join(sorted(SUFFIXES))})")
+    sources, unreadable = states(root, found.paths)
     corpus_dir = _corpus_dir(root, sample_rate, cache_dir)
     shard_dir = corpus_dir / "shards"
     try:
         shard_dir.mkdir(parents=True, exist_ok=True)
-        built = _build(root, sources, sample_rate, shard_dir, progress, workers)
-        corpus = _assemble(root, sample_rate, shard_dir, built.values(), problems + unreadable)
+        built = _shards(root, sources, sample_rate, shard_dir, progress, workers, store=True)
+        corpus = _assemble(root, sample_rate, shard_dir, built.values(), found, unreadable)
+        _require_audio(corpus)
         with contextlib.suppress(OSError):  # for people only: a complete cache may lie where nobody can write
             _write_manifest(corpus_dir / "manifest.json", corpus, list(built))
         shards.remove_stale(shard_dir, built)
@@ -155,55 +159,34 @@ def _unwritable(error: OSError, corpus_dir: Path) -> UserError:
     return UserError(f"{where}: the cache cannot be written ({error.strerror or error}); {remedy}")
 
 
-def _scan(folder: Path) -> tuple[list[Path], list[Problem]]:
-    """Audio files below a folder, and the sub-folders that could not be searched."""
-    if not folder.exists():
-        raise UserError(f"{folder}: no such folder; give the folder that holds the audio files")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is not a folder; give the folder that holds the audio files")
-    paths: list[Path] = []
-    problems: list[Problem] = []
-    seen: set[tuple[int, int]] = set()
-    pending = deque([folder])
-    while pending:
-        directory = pending.popleft()
-        try:
-            status = directory.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    # links last: a folder's own path wins over a link to it
-                    (pending.append if entry.is_symlink() else pending.appendleft)(directory / entry.name)
-                elif entry.is_file() and Path(entry.name).suffix.lower() in SUFFIXES | UNSUPPORTED:
-                    paths.append(directory / entry.name)
-                elif entry.is_file() and (kind := sniff(directory / entry.name)):
-                    where = (directory / entry.name).relative_to(folder).as_posix()
-                    problem = f"holds {kind} audio, but is not named like it, so it is left out"
-                    problems.append(Problem(where, problem, "rename it (.wav, .flac, …) to use it"))
-        except OSError as error:
-            where = directory.relative_to(folder).as_posix()
-            problems.append(Problem(where, f"cannot be searched ({error.strerror})", remedy_for(error)))
-    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix()), problems
+def inspect(
+    folder: str | Path,
+    sample_rate: int,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Corpus:
+    """What `prepare` would return, found out without writing anything anywhere.
 
+    What is in the cache is taken from there, the rest is decoded and forgotten: its samples can only be
+    read once `prepare` has stored them. With nothing usable the corpus has no files.
 
-def _stat(folder: Path, paths: Iterable[Path]) -> tuple[list[Source], list[Problem]]:
-    """The state of the files, and those that may not be read (never cached: permissions have no mtime)."""
-    sources: list[Source] = []
-    problems: list[Problem] = []
-    for path in paths:
-        relative = path.relative_to(folder).as_posix()
-        try:
-            status = path.stat()
-            if not os.access(path, os.R_OK):
-                raise PermissionError(errno.EACCES, "Permission denied")
-            sources.append(Source(relative, status.st_size, status.st_mtime_ns))
-        except OSError as error:
-            problems.append(Problem(relative, f"cannot be opened ({error.strerror})", remedy_for(error)))
-    return sources, problems
+    Args:
+        folder: the audio folder.
+        sample_rate: Hz.
+        cache_dir: as for `prepare`.
+        progress: show a progress bar if standard error is a terminal.
+        workers: threads; default: one per core.
+
+    Raises:
+        UserError: no such folder, or the cache would lie in it.
+    """
+    root = Path(folder).absolute()
+    found = find(root)
+    sources, unreadable = states(root, found.paths)
+    shard_dir = _corpus_dir(root, sample_rate, cache_dir) / "shards"
+    measured = _shards(root, sources, sample_rate, shard_dir, progress, workers, store=False)
+    return _assemble(root, sample_rate, shard_dir, measured.values(), found, unreadable)
 
 
 def _corpus_dir(folder: Path, sample_rate: int, cache_dir: str | Path | None) -> Path:
@@ -219,17 +202,19 @@ def _corpus_dir(folder: Path, sample_rate: int, cache_dir: str | Path | None) ->
     return root / f"{folder.name[:40] or 'root'}-{digest}"  # a name of full length would become too long
 
 
-def _build(
+def _shards(
     folder: Path,
     sources: Sequence[Source],
     sample_rate: int,
     shard_dir: Path,
     progress: bool,
     workers: int | None,
+    store: bool,
 ) -> dict[str, Shard]:
-    """All shards by key, in the order of their files; those that are missing are built."""
+    """All shards by key, in the order of their files; those that are missing are built, or only measured."""
+    make = shards.build_shard if store else shards.measure_shard
     groups = {shards.shard_key(group, sample_rate): group for group in shards.group(sources)}
-    found = _load(shard_dir, list(groups), workers)
+    found = _load(shard_dir, list(groups), workers, store)
     missing = [key for key, shard in found.items() if shard is None]
     total = sum(source.size for key in missing for source in groups[key])
     stop = threading.Event()
@@ -237,9 +222,7 @@ def _build(
         pool = ThreadPoolExecutor(workers or _cores())
         try:
             tasks = {
-                key: pool.submit(
-                    shards.build_shard, folder, groups[key], sample_rate, shard_dir, key, advance, stop
-                )
+                key: pool.submit(make, folder, groups[key], sample_rate, shard_dir, key, advance, stop)
                 for key in missing
             }
             built = {key: task.result() for key, task in tasks.items()}
@@ -251,20 +234,20 @@ def _build(
     return {key: shard or built[key] for key, shard in found.items()}
 
 
-def _load(shard_dir: Path, keys: Sequence[str], workers: int | None) -> dict[str, Shard | None]:
-    """The shards that are in the cache, by key; says on standard error if some are damaged."""
+def _load(shard_dir: Path, keys: Sequence[str], workers: int | None, store: bool) -> dict[str, Shard | None]:
+    """The shards that are in the cache, by key; says on standard error if some will be built again."""
     damaged: list[str] = []
 
     def load(key: str) -> Shard | None:
         try:
-            return shards.load_shard(shard_dir, key)
+            return shards.load_shard(shard_dir, key, note=store)
         except shards.Damaged:
             damaged.append(key)
             return None
 
     with ThreadPoolExecutor(workers or _cores()) as pool:  # in parallel, should all have to be checked
         found = dict(zip(keys, pool.map(load, keys), strict=True))
-    if damaged:
+    if damaged and store:
         problem = f"{len(damaged)} of {len(keys)} parts of the cache are damaged and built again"
         print(one_line(f"{shard_dir.parent}: {problem}"), file=sys.stderr, flush=True)
     return found
@@ -298,25 +281,30 @@ def _assemble(
     sample_rate: int,
     shard_dir: Path,
     built: Iterable[Shard],
-    problems: Sequence[Problem],
+    found: Found,
+    unreadable: Sequence[Problem],
 ) -> Corpus:
-    """Puts the shards together: drops duplicates, finds the gain. Raises UserError if nothing is left."""
+    """Puts the shards together: drops duplicates, finds the gain (1 if there is no audio)."""
     first: dict[str, AudioFile] = {}
-    found = list(problems)
+    problems = [*found.problems, *unreadable]
     for shard in built:
-        found += shard.problems
+        problems += shard.problems
         for file in shard.files:
             original = first.setdefault(file.sha256, file)
             if original is not file:
                 problem = f"is an exact duplicate of {original.path}"
-                found.append(Problem(file.path, problem, "it counts once; remove one of them"))
-    found.sort(key=lambda problem: problem.path)
-    if not first:
-        shown = " | ".join(str(problem) for problem in found[:3])
-        raise UserError(f"{folder}: none of its {len(found)} audio files can be used: {shown}")
+                problems.append(Problem(file.path, problem, "it counts once; remove one of them"))
+    problems.sort(key=lambda problem: problem.path)
     files = tuple(first.values())
-    gain = PEAK_AFTER_GAIN / max(file.peak for file in files)
-    return Corpus(folder, sample_rate, gain, files, tuple(found), shard_dir)
+    gain = PEAK_AFTER_GAIN / max(file.peak for file in files) if files else 1.0
+    return Corpus(folder, sample_rate, gain, files, tuple(problems), shard_dir, found.num_files)
+
+
+def _require_audio(corpus: Corpus) -> None:
+    """Raises UserError if nothing is usable."""
+    if not corpus.files:
+        shown = " | ".join(str(problem) for problem in corpus.problems[:3])
+        raise UserError(f"{corpus.folder}: none of its {corpus.found} audio files can be used: {shown}")
 
 
 def _write_manifest(path: Path, corpus: Corpus, keys: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from samplernn.audio.measures import clipped_frames
 from samplernn.config import UserError, one_line
 
 SUFFIXES = frozenset(
@@ -103,6 +104,7 @@ class Decoder:
         source_rate: the file's own sample rate in Hz.
         channels: the file's number of channels.
         source_peak: largest magnitude in any channel so far, at the file's own rate.
+        clipped: frames so far in which a channel is clipped (see `measures.clipped_frames`).
         problems: what is wrong with the file although it could be used.
 
     Raises:
@@ -114,6 +116,7 @@ class Decoder:
         self.path = Path(path)
         self.sample_rate = sample_rate
         self.problems: list[AudioError] = []
+        self.clipped = 0
         self._file = _open(self.path)
         self.source_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
@@ -155,6 +158,7 @@ class Decoder:
                 )
             position += len(mono)
             self.source_peak = max(self.source_peak, float(block.max()), -float(block.min()))
+            self.clipped += clipped_frames(block)
             yield mono
         self._check_length(position)
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from samplernn.audio.corpus import AudioFile, Corpus
-from samplernn.config import UserError
+from samplernn.config import DataConfig, UserError
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,34 @@ class Lanes:
             chunk.mask[row, : len(samples)] = True
             chunk.reset[row] = place[1] == 0
         return chunk
+
+
+def training_lanes(
+    corpus: Corpus,
+    spans: Sequence[tuple[AudioFile, int, int]],
+    data: DataConfig,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Lanes:
+    """The lanes of a training run.
+
+    Args:
+        corpus: where the samples are.
+        spans: (file, start, stop) of the training split, as from `locate`.
+        data: segments, chunks and lanes.
+        seed: of the order.
+        rank: see `Lanes`.
+        world_size: see `Lanes`.
+
+    Raises:
+        UserError: as `Lanes`.
+    """
+    segment_len = round(data.segment_duration * data.sample_rate)
+    segments = cut(spans, segment_len, data.tbptt_len, data.batch_size)
+    return Lanes(
+        corpus, segments, data.batch_size, data.tbptt_len, seed=seed, rank=rank, world_size=world_size
+    )
 
 
 class _Lane:

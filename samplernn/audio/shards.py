@@ -29,11 +29,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from samplernn.audio.io import AudioError, Decoder, remedy_for, to_int16
+from samplernn.audio.measures import Levels
 from samplernn.config import UserError, one_line
 
 FORMAT_VERSION = 2
@@ -80,7 +81,7 @@ class AudioFile:
     dc: float
     """Mean of the samples before it was removed (it is where beyond `DC_LIMIT`)."""
     clipped: int
-    """Samples at full scale."""
+    """Frames of the audio file, at its own rate, in which a channel is clipped."""
     sha256: str
     """Of the samples as stored, little-endian int16."""
     size: int
@@ -91,6 +92,15 @@ class AudioFile:
     """Sample rate of the audio file in Hz."""
     channels: int
     """Channels of the audio file."""
+    rms: float = 0.0
+    """Root mean square of the samples as stored, 0 to 1."""
+    levels: tuple[int, ...] = ()
+    """Samples as stored by the level of the 50 ms around them, see `measures.Levels.histogram`."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AudioFile:
+        """Inverse of `dataclasses.asdict`, through JSON too. Raises TypeError and KeyError."""
+        return cls(**{**values, "levels": tuple(values["levels"])})
 
 
 @dataclass(frozen=True)
@@ -144,11 +154,16 @@ def shard_key(sources: Sequence[Source], sample_rate: int) -> str:
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
 
 
-def load_shard(shard_dir: Path, key: str) -> Shard | None:
+def load_shard(shard_dir: Path, key: str, note: bool = True) -> Shard | None:
     """A finished shard, or None if there is none.
 
     Reads the samples only if their file is not the one that was written, by size and time: a copied
     cache is checked once, and then noted as right.
+
+    Args:
+        shard_dir: where it is.
+        key: its name.
+        note: a file of samples that had to be checked is noted as right; otherwise nothing is written.
 
     Raises:
         Damaged: it is to be built again.
@@ -164,7 +179,7 @@ def load_shard(shard_dir: Path, key: str) -> Shard | None:
         if entry["checksum"] != _checksum(key, entry["files"], entry["problems"]):
             raise Damaged(key)
         shard = Shard(
-            tuple(AudioFile(**item) for item in entry["files"]),
+            tuple(AudioFile.from_dict(item) for item in entry["files"]),
             tuple(Problem(**item) for item in entry["problems"]),
         )
         stamp = _stamp(samples)
@@ -174,7 +189,7 @@ def load_shard(shard_dir: Path, key: str) -> Shard | None:
             raise Damaged(key)
     except (OSError, TypeError, KeyError):
         raise Damaged(key) from None
-    if stamp != entry["samples"]:
+    if note and stamp != entry["samples"]:
         with contextlib.suppress(OSError):  # a cache that cannot be written to can be read all the same
             write_json(description, {**entry, "samples": stamp})
     return shard
@@ -262,6 +277,35 @@ def _is_intact(samples: Path, files: Iterable[AudioFile]) -> bool:
     return True
 
 
+def measure_shard(
+    folder: Path,
+    sources: Sequence[Source],
+    sample_rate: int,
+    shard_dir: Path,
+    key: str,
+    advance: Callable[[int], None] = lambda size: None,
+    stop: threading.Event | None = None,
+) -> Shard:
+    """What `build_shard` would return, decoded for that alone: nothing is written.
+
+    Raises:
+        Cancelled: `stop` was set.
+    """
+    files: list[AudioFile] = []
+    problems: list[Problem] = []
+    samples = shard_dir / f"{key}.i16"
+    offset = 0
+    for source in sources:
+        measure = functools.partial(_measure, folder, source, sample_rate, samples.name, offset, stop)
+        file, errors = _unless_changed(folder / source.path, source, measure)
+        if file:
+            files.append(file)
+            offset += file.num_samples
+        problems += [Problem(source.path, e.problem, e.remedy) for e in errors]
+        advance(source.size)
+    return Shard(tuple(files), tuple(problems))
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes a JSON file, whole or not at all. Raises OSError."""
     with _replacing(path, to_disk=False) as file:  # what a power cut leaves of a shard's fails its checksum
@@ -319,11 +363,11 @@ def _map(path: Path) -> np.ndarray:
 class _Tally:
     """What is known about a file's samples once they have all passed by."""
 
-    def __init__(self) -> None:
+    def __init__(self, sample_rate: int) -> None:
         self.num_samples = 0
         self.total = 0
         self.peak = 0
-        self.clipped = 0
+        self.levels = Levels(sample_rate)
         self._hash = hashlib.sha256()
 
     def add(self, block: np.ndarray) -> None:
@@ -332,8 +376,7 @@ class _Tally:
         self.num_samples += len(block)
         self.total += int(block.sum(dtype=np.int64))
         self.peak = max(self.peak, -low, high)
-        if low == -32768 or high == 32767:
-            self.clipped += int(np.count_nonzero((block == -32768) | (block == 32767)))
+        self.levels.add(block)
         self._hash.update(_bytes(block))
 
     @property
@@ -350,12 +393,22 @@ def _decode_into(
     stream: BinaryIO, folder: Path, source: Source, sample_rate: int, shard: str, stop: threading.Event | None
 ) -> tuple[AudioFile | None, list[AudioError]]:
     """Appends one file's samples to a shard; returns its entry, None if it cannot be used, and why."""
+    return _unless_changed(
+        folder / source.path, source, lambda: _decode(stream, folder, source, sample_rate, shard, stop)
+    )
+
+
+def _unless_changed(
+    path: Path, source: Source, read: Callable[[], tuple[AudioFile, list[AudioError]]]
+) -> tuple[AudioFile | None, list[AudioError]]:
+    """What reading a file gives; None and why if it cannot be used, or changed meanwhile."""
+    file: AudioFile | None
     try:
-        file, errors = _decode(stream, folder, source, sample_rate, shard, stop)
+        file, errors = read()
     except AudioError as error:
         file, errors = None, [error]
     # What was read of a file that changed meanwhile may be part old and part new, or half a file.
-    if change := _change(folder / source.path, source):
+    if change := _change(path, source):
         return None, [change]
     return file, errors
 
@@ -378,35 +431,64 @@ def _decode(
     stream: BinaryIO, folder: Path, source: Source, sample_rate: int, shard: str, stop: threading.Event | None
 ) -> tuple[AudioFile, list[AudioError]]:
     """Appends one file's samples to a shard; returns its entry and what is wrong with it all the same."""
-    path = folder / source.path
     offset = stream.tell() // 2
+    decoder = Decoder(folder / source.path, sample_rate)
+    tally = raw = _Tally(sample_rate)
+    for samples in _blocks(decoder, stop):
+        tally.add(samples)
+        stream.write(_bytes(samples))
+    if _has_dc(raw):
+        tally = _subtract(stream, offset, raw, sample_rate)
+    return _entry(source, decoder, raw, tally, shard, offset), decoder.problems
+
+
+def _measure(
+    folder: Path, source: Source, sample_rate: int, shard: str, offset: int, stop: threading.Event | None
+) -> tuple[AudioFile, list[AudioError]]:
+    """As `_decode_into`, but the samples are forgotten: a file with DC is decoded a second time."""
+    path = folder / source.path
     decoder = Decoder(path, sample_rate)
-    tally = raw = _Tally()
+    tally = raw = _Tally(sample_rate)
+    for samples in _blocks(decoder, stop):
+        tally.add(samples)
+    if _has_dc(raw):
+        tally = _Tally(sample_rate)
+        for samples in _blocks(Decoder(path, sample_rate), stop):
+            tally.add(_shifted(samples, raw))
+    return _entry(source, decoder, raw, tally, shard, offset), decoder.problems
+
+
+def _blocks(decoder: Decoder, stop: threading.Event | None) -> Iterator[np.ndarray]:
+    """Decoded blocks int16 `[n]`. Raises Cancelled."""
     for block in decoder:
         if stop is not None and stop.is_set():
             raise Cancelled
-        samples = to_int16(block)
-        tally.add(samples)
-        stream.write(_bytes(samples))
-    if abs(raw.mean) > DC_LIMIT * 32768:
-        tally = _subtract(stream, offset, raw)
+        yield to_int16(block)
+
+
+def _entry(
+    source: Source, decoder: Decoder, raw: _Tally, tally: _Tally, shard: str, offset: int
+) -> AudioFile:
+    """What is known of a file, from its samples as decoded (`raw`) and as stored (`tally`)."""
     if tally.peak == 0:
         raise _silence(decoder)
-    file = AudioFile(
+    tally.levels.finish()
+    return AudioFile(
         path=source.path,
         num_samples=tally.num_samples,
         shard=shard,
         offset=offset,
         peak=tally.peak / 32768,
         dc=raw.mean / 32768,
-        clipped=raw.clipped,
+        clipped=decoder.clipped,
         sha256=tally.sha256,
         size=source.size,
         mtime_ns=source.mtime_ns,
         source_rate=decoder.source_rate,
         channels=decoder.channels,
+        rms=tally.levels.rms,
+        levels=tally.levels.histogram,
     )
-    return file, decoder.problems
 
 
 def _silence(decoder: Decoder) -> AudioError:
@@ -425,14 +507,21 @@ def _silence(decoder: Decoder) -> AudioError:
     return AudioError(decoder.path, "is silent throughout, but for a constant", "remove or replace it")
 
 
-def _subtract(stream: BinaryIO, offset: int, raw: _Tally) -> _Tally:
+def _has_dc(raw: _Tally) -> bool:
+    return abs(raw.mean) > DC_LIMIT * 32768
+
+
+def _shifted(samples: np.ndarray, raw: _Tally) -> np.ndarray:
+    """int16 samples without the mean of the whole file."""
+    return np.clip(samples.astype(np.int32) - round(raw.mean), -32768, 32767).astype(np.int16)
+
+
+def _subtract(stream: BinaryIO, offset: int, raw: _Tally, sample_rate: int) -> _Tally:
     """Removes the mean of the samples from `offset` to the end of a shard, in place."""
-    tally = _Tally()
-    shift = round(raw.mean)
+    tally = _Tally(sample_rate)
     for start in range(offset, offset + raw.num_samples, _PIECE):
         stream.seek(2 * start)
-        samples = np.frombuffer(stream.read(2 * _PIECE), "<i2").astype(np.int32) - shift
-        samples = np.clip(samples, -32768, 32767).astype(np.int16)
+        samples = _shifted(np.frombuffer(stream.read(2 * _PIECE), "<i2"), raw)
         tally.add(samples)
         stream.seek(2 * start)
         stream.write(_bytes(samples))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, Split, locate
-from samplernn.audio.lanes import Lanes, cut
+from samplernn.audio.lanes import Lanes, training_lanes
 from samplernn.config import Config
 from samplernn.training.scoring import Batch, evaluation_lanes, quick_check, to_batch
 
@@ -92,17 +92,9 @@ class CorpusModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> LaneLoader:
         """Shuffled segments."""
-        data = self.config.data
-        segment_len = round(data.segment_duration * data.sample_rate)
         spans = locate(self.corpus, self.split.train)
-        segments = cut(spans, segment_len, data.tbptt_len, data.batch_size)
-        lanes = Lanes(
-            self.corpus,
-            segments,
-            data.batch_size,
-            data.tbptt_len,
-            seed=self.config.seed_everything,
-            **self._ranks(),
+        lanes = training_lanes(
+            self.corpus, spans, self.config.data, self.config.seed_everything, **self._ranks()
         )
         return LaneLoader(lanes)
 

@@ -58,7 +58,7 @@ class ProgressDisplay(pl.Callback):
         if not trainer.is_global_zero:
             return
         due = time.monotonic() - self._printed_at >= (0.2 if self._bar else _PLAIN_INTERVAL)
-        if not due or not self._metrics.latest:
+        if not due or "train/bits_per_sample" not in self._metrics.latest:
             return
         self._printed_at = time.monotonic()
         text, progress = self._describe(trainer, pl_module), pl_module.progress()

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers.logger import Logger
 from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
+from samplernn.audio.health import remarks
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load
@@ -290,10 +291,11 @@ def _introduce(prepared: Prepared) -> None:
         UserError: a part has no audio (any more).
     """
     corpus, config = prepared.corpus, prepared.config
-    for problem in corpus.problems[:_PROBLEMS_SHOWN]:
+    problems = remarks(corpus, config.data.tbptt_len)
+    for problem in problems[:_PROBLEMS_SHOWN]:
         say(f"  {problem}")
-    if len(corpus.problems) > _PROBLEMS_SHOWN:
-        say(f"  … and {len(corpus.problems) - _PROBLEMS_SHOWN} more problems")
+    if len(problems) > _PROBLEMS_SHOWN:
+        say(f"  … and {len(problems) - _PROBLEMS_SHOWN} more: samplernn doctor lists them all")
     minutes = corpus.duration / 60
     say(f"{one_line(str(corpus.folder))}: {len(corpus.files)} files, {minutes:.1f} minutes usable")
     say(f"split: {', '.join(_describe_parts(prepared))}")

@@ -145,14 +145,14 @@ def test_a_file_that_a_program_is_still_writing_is_used_once_it_is_finished(
 def test_files_that_vanish_between_search_and_decoding_are_named(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = corpus_module._build
+    original = corpus_module._shards
 
-    def build(*arguments: object) -> object:
+    def build(*arguments: object, **options: object) -> object:
         (folder / "2.wav").unlink()
-        return original(*arguments)  # type: ignore[arg-type]
+        return original(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "_build", build)
+        patch.setattr(corpus_module, "_shards", build)
         first = prepare(folder, RATE, cache)
     (problem,) = first.problems
     assert problem.path == "2.wav"
