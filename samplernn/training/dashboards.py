@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
+import threading
 import urllib.error
 import urllib.request
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,9 +33,12 @@ STEP = "trainer/global_step"
 """What wandb draws its curves over; the name is the one that Lightning gives it."""
 PROJECT = "samplernn"
 """Where runs go at wandb, unless WANDB_PROJECT says otherwise."""
+_ANSWER_SECONDS = 5.0
 _INIT_SECONDS = 20.0
 _FINISH_SECONDS = 15.0
 """A job that is preempted has about 30 s, and the checkpoint is written first."""
+_GRACE_SECONDS = 3.0
+"""After that wandb's own process has got stuck (seen when the server was gone), and is killed."""
 _PATIENCE_SECONDS = 10.0
 """An upload that takes longer goes on as long as the server answers."""
 
@@ -136,28 +141,23 @@ class Wandb(Logger):
 
     def finalize(self, status: str) -> None:
         """The run is over; if it ended by itself, its best checkpoint is uploaded."""
-        import wandb
-
         succeeded = status == "success"
         try:
             if succeeded and not self._session.offline:
                 self._attempt(self._upload_best)
-            self._session.finish(exit_code=0 if succeeded else 1)
+            with _at_most(_FINISH_SECONDS + _GRACE_SECONDS):
+                self._session.finish(exit_code=0 if succeeded else 1)
         except TimeoutError:
-            _say(
-                f"wandb: not everything was uploaded within {_FINISH_SECONDS:.0f} s. "
-                f"Later: wandb sync {self._session.settings.sync_dir}"
-            )
+            _say(f"wandb: not everything was uploaded within {_FINISH_SECONDS:.0f} s. {self._later()}")
         except Exception as error:
             self._complain(error)
         except BaseException:
             # One more Ctrl-C while another exception ends the run: that one goes on.
             if succeeded:
                 raise
-            _say("wandb: interrupted before everything was uploaded")
-        with contextlib.suppress(Exception):
-            if wandb.run is None:  # the user's own script may have a run
-                wandb.teardown()  # now, for at exit it would raise after a failure
+            _say(f"wandb: interrupted. {self._later()}")
+        finally:
+            _release()
 
     def _upload_best(self) -> None:
         import wandb
@@ -182,6 +182,12 @@ class Wandb(Logger):
                 if not _answers(server):
                     _say(f"wandb: {server} no longer answers, so {best} was not uploaded")
                     return
+            except KeyboardInterrupt:  # the run itself is over, and saved
+                _say(f"wandb: {best} was not uploaded")
+                return
+
+    def _later(self) -> str:
+        return f"Later: wandb sync {self._session.settings.sync_dir}"
 
     def _log(self, values: Mapping[str, Any], step: int | None) -> None:
         self._attempt(lambda: self._session.log({**values, STEP: step}))
@@ -215,8 +221,11 @@ def dashboards(config: Config, run: Path, baselines: BaselineBits) -> list[Tenso
             session = _start_wandb(run)
         except Exception as error:
             _say(f"wandb failed, training goes on without it: {_one_line(error)}")
+            session = None
+        if session is None:
+            _release()
         else:
-            found += [] if session is None else [Wandb(session, run)]
+            found.append(Wandb(session, run))
     return found
 
 
@@ -263,6 +272,36 @@ def _start_wandb(run: Path) -> Any:
     return session
 
 
+def _release() -> None:
+    """End wandb's process, and let a later run in this process read its environment anew."""
+    with contextlib.suppress(Exception, SystemExit):  # it exits as its process did
+        import wandb
+
+        if wandb.run is None:  # the user's own script may have a run
+            with _at_most(_GRACE_SECONDS):
+                wandb.teardown()  # now, for at exit it would raise after a failure
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Kill wandb's process if the block takes longer; a call that waits for it then fails."""
+    import wandb
+
+    # There is no public way to the process; none if it belongs to the user's own script.
+    connection = getattr(wandb.setup(), "_connection", None) if wandb.run is None else None
+    process = getattr(getattr(connection, "_proc", None), "_process", None)
+    if process is None:
+        yield
+        return
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _why_offline(settings: Any) -> str | None:
     """Why nothing can be uploaded now; None if it can. Never asks, and waits at most ten seconds."""
     import wandb
@@ -283,7 +322,7 @@ def _why_offline(settings: Any) -> str | None:
 def _answers(server: str) -> bool:
     """Whether anything at that address answers within some seconds, be it with an error."""
     try:
-        urllib.request.urlopen(server, timeout=5).close()
+        urllib.request.urlopen(server, timeout=_ANSWER_SECONDS).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):
@@ -298,7 +337,7 @@ def _run_id(run: Path) -> str | None:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
 
 
 def _say(message: str) -> None:
