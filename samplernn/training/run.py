@@ -36,6 +36,7 @@ from samplernn.training.processes import (
     is_first,
     is_peer_lost,
     launch,
+    taking_leave,
     train_in_processes,
 )
 from samplernn.training.progress import ProgressDisplay
@@ -181,13 +182,14 @@ def _lead(config: Config, prepare_run: Callable[[], Prepared | None]) -> Outcome
         _introduce(prepared)
         _train_in_processes(prepared, trainer.num_devices)
         return _judge(prepared)
-    team = Team(trainer)
-    prepared = team.lead(prepare_run)
-    if prepared is None:
-        return None
-    _introduce(prepared)
-    work(prepared)
-    return team.lead(lambda: _judge(prepared))
+    with taking_leave():
+        team = Team(trainer)
+        prepared = team.lead(prepare_run)
+        if prepared is None:
+            return None
+        _introduce(prepared)
+        work(prepared)
+        return team.lead(lambda: _judge(prepared))
 
 
 def _train_in_processes(prepared: Prepared, devices: int) -> None:
