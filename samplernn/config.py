@@ -305,8 +305,9 @@ class Config:
     """Options of `lightning.Trainer`."""
     seed_everything: int = 0
     """Seed of initialisation and of the order of the data."""
-    logger: Literal["tensorboard"] = "tensorboard"
-    """Dashboard. metrics.csv is always written too."""
+    logger: Literal["tensorboard", "wandb", "both"] = "tensorboard"
+    """Dashboard: TensorBoard, Weights & Biases (offline without a key), or both. metrics.csv is always
+    written too."""
 
     def __post_init__(self) -> None:
         lookback = self.model.lookback

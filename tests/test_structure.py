@@ -32,6 +32,7 @@ OWNERS = {  # which folders may import a library
     "lightning": ("training",),
     "pytorch_lightning": ("training",),
     "lightning_fabric": ("training",),
+    "wandb": ("training",),
     "numba": ("generation/engines",),
     "triton": ("generation/engines",),
 }

@@ -9,15 +9,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from samplernn import plots
@@ -25,7 +23,9 @@ from samplernn.audio.io import WavSink
 from samplernn.config import Config, to_dict
 from samplernn.generation.sampling import Sampling
 from samplernn.generation.stream import BLOCK_SECONDS, Generator, Request
+from samplernn.model.baselines import BaselineBits
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.training.dashboards import Dashboard
 from samplernn.training.data import lane_loader
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import TrainingModule
@@ -39,8 +39,8 @@ _SAME_CTRL_C = 0.5
 """Seconds within which a second SIGINT is the first one once more."""
 
 
-class Interrupted(Exception):
-    """A signal ended the run.
+class Interrupted(BaseException):
+    """A signal ended the run; like KeyboardInterrupt no error, which a library might catch and pass over.
 
     Args:
         signal_number: which.
@@ -211,9 +211,14 @@ def _link(path: Path, other: Path) -> None:
 
 
 class Metrics(pl.Callback):
-    """Publishes training metrics at a fixed interval, and every validation, to all loggers."""
+    """Publishes training metrics at a fixed interval, and every validation, to all loggers.
 
-    def __init__(self) -> None:
+    Args:
+        baselines: on the validation audio; published with every validation, as lines to compare with.
+    """
+
+    def __init__(self, baselines: BaselineBits) -> None:
+        self._baselines = baselines.to_dict()
         self.latest: dict[str, float] = {}
         self._since = time.monotonic()
         self._paused_at: float | None = None
@@ -223,7 +228,7 @@ class Metrics(pl.Callback):
         self._since, self._step = time.monotonic(), trainer.global_step
         assert isinstance(pl_module, TrainingModule)
         for logger in trainer.loggers:
-            logger.log_hyperparams(to_dict(pl_module.config))
+            logger.log_hyperparams({**to_dict(pl_module.config), "baselines": self._baselines})
             if isinstance(logger, MetricsFile):
                 logger.rewind(trainer.global_step)
 
@@ -257,6 +262,7 @@ class Metrics(pl.Callback):
             {
                 "validation/bits_per_sample": pl_module.validation_bits,
                 "validation/best_bits_per_sample": pl_module.best_bits,
+                **{f"validation/{name}_bits_per_sample": bits for name, bits in self._baselines.items()},
             },
         )
 
@@ -274,7 +280,7 @@ class Metrics(pl.Callback):
 
 
 class Samples(pl.Callback):
-    """Generates audio at each validation: WAV files, a JSON beside each, a picture, the dashboard.
+    """Generates audio at each validation: WAV files, a JSON beside each, a picture, the dashboards.
 
     The streams have fixed seeds, so that from one validation to the next only the model changes.
     They are shortened, or skipped, where they would take more than a tenth of the run's time; only
@@ -285,9 +291,18 @@ class Samples(pl.Callback):
         config: of the run.
         facts: everything about the model but its weights.
         reference: held-out audio, int16, shown beside the samples; logged once.
+        dashboards: where it is shown.
     """
 
-    def __init__(self, folder: Path, config: Config, facts: Checkpoint, reference: NDArray[np.int16]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        facts: Checkpoint,
+        reference: NDArray[np.int16],
+        dashboards: Sequence[Dashboard],
+    ) -> None:
+        self.dashboards = dashboards
         self.folder, self.config, self.facts, self.reference = folder, config.samples, facts, reference
         self.sample_rate = config.data.sample_rate
         self._spent = 0.0
@@ -366,21 +381,14 @@ class Samples(pl.Callback):
             {**clips, "held-out recording": self.reference[: streams.shape[1]]}, self.sample_rate
         )
         plots.save(figure, self.folder / f"step-{step:07d}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                self._show(logger, streams, plots.pixels(figure), step)
+        self._show(streams, plots.pixels(figure), step)
 
-    def _show(
-        self, logger: TensorBoardLogger, streams: NDArray[np.int16], picture: NDArray[np.uint8], step: int
-    ) -> None:
-        writer = logger.experiment
-        for number, audio in enumerate(streams):
-            writer.add_audio(f"samples/{number}", self._tensor(audio), step, self.sample_rate)
-        writer.add_image("samples/spectrograms", picture, step, dataformats="HWC")
+    def _show(self, streams: NDArray[np.int16], picture: NDArray[np.uint8], step: int) -> None:
+        sounds = {f"samples/{number}": audio for number, audio in enumerate(streams)}
         if not self._recording_is_shown:
             self._recording_is_shown = True
-            writer.add_audio("samples/recording", self._tensor(self.reference), step, self.sample_rate)
-
-    @staticmethod
-    def _tensor(audio: NDArray[np.int16]) -> torch.Tensor:
-        return torch.from_numpy(audio.astype(np.float32) / 32768)[None]
+            sounds["samples/recording"] = self.reference
+        for dashboard in self.dashboards:
+            for name, audio in sounds.items():
+                dashboard.show_audio(name, audio, self.sample_rate, step)
+            dashboard.show_picture("samples/spectrograms", picture, step)

@@ -108,6 +108,28 @@ class Team:
         return said[0]
 
 
+@contextlib.contextmanager
+def taking_leave() -> Iterator[None]:
+    """At the end of the block, part from the other processes.
+
+    Left to the end of Python, gloo's threads now and then abort the process. Where all processes leave at
+    the same place, they wait for each other, so that none is cut off while it still listens.
+    """
+    is_agreed = False
+    try:
+        yield
+        is_agreed = True
+    except BaseException as error:
+        is_agreed = getattr(error, "saved", False)  # of Interrupted: all have saved together
+        raise
+    finally:
+        if torch.distributed.is_initialized():
+            with contextlib.suppress(Exception):
+                if is_agreed:
+                    torch.distributed.barrier()
+                torch.distributed.destroy_process_group()
+
+
 def is_peer_lost(error: BaseException) -> bool:
     """Whether this error of a collective means that another process is gone."""
     if isinstance(error, torch.distributed.DistError):

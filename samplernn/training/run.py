@@ -14,7 +14,6 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from samplernn.model.checkpoint import Checkpoint, load
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
 from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Samples, Stopping
+from samplernn.training.dashboards import dashboards
 from samplernn.training.data import CorpusModule
 from samplernn.training.folder import RunFolder, free_name, names, newest, run_folder
 from samplernn.training.loggers import MetricsFile
@@ -36,6 +36,7 @@ from samplernn.training.processes import (
     is_first,
     is_peer_lost,
     launch,
+    taking_leave,
     train_in_processes,
 )
 from samplernn.training.progress import ProgressDisplay
@@ -181,13 +182,14 @@ def _lead(config: Config, prepare_run: Callable[[], Prepared | None]) -> Outcome
         _introduce(prepared)
         _train_in_processes(prepared, trainer.num_devices)
         return _judge(prepared)
-    team = Team(trainer)
-    prepared = team.lead(prepare_run)
-    if prepared is None:
-        return None
-    _introduce(prepared)
-    work(prepared)
-    return team.lead(lambda: _judge(prepared))
+    with taking_leave():
+        team = Team(trainer)
+        prepared = team.lead(prepare_run)
+        if prepared is None:
+            return None
+        _introduce(prepared)
+        work(prepared)
+        return team.lead(lambda: _judge(prepared))
 
 
 def _train_in_processes(prepared: Prepared, devices: int) -> None:
@@ -261,17 +263,15 @@ def _fit(
         if reached := _limit_reached(config.trainer, saved["global_step"], saved[STATE]["seconds"]):
             return saved["global_step"], reached
         say(f"continuing from {run.last}, step {saved['global_step']}")
-    checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics()
+    checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics(baselines)
     stopping = Stopping(checkpoints.save_last)
-    samples = Samples(run.path / "samples", config, module.facts, data.recording())
+    boards = dashboards(config, run.path, baselines)
+    samples = Samples(run.path / "samples", config, module.facts, data.recording(), boards)
     # Stopping comes before Samples, which makes its last ones whole.
     callbacks: list[pl.Callback] = [metrics, checkpoints, stopping, samples]
     if config.trainer.enable_progress_bar:
         callbacks.append(ProgressDisplay(metrics, baselines))
-    loggers: list[Logger] = [
-        TensorBoardLogger(run.path, name="", version="", default_hp_metric=False),
-        MetricsFile(run.path / "metrics.csv"),
-    ]
+    loggers: list[Logger] = [*boards, MetricsFile(run.path / "metrics.csv")]
     trainer = make_trainer(config, callbacks, loggers)
     trainer.fit(module, data, ckpt_path=run.last, weights_only=True)
     return trainer.global_step, stopping.reason
@@ -311,7 +311,11 @@ def _introduce(prepared: Prepared) -> None:
         f"baselines in bits per sample: uniform {baselines.uniform:.3f}, unigram {baselines.unigram:.3f}, "
         f"previous sample {baselines.previous_sample:.3f}"
     )
-    say(f"run: {prepared.run.path}   (tensorboard --logdir {prepared.run.path.parent})")
+    runs = prepared.run.path.parent
+    say(
+        f"run: {prepared.run.path}"
+        + ("" if config.logger == "wandb" else f"   (tensorboard --logdir {runs})")
+    )
 
 
 def _describe_parts(prepared: Prepared) -> Iterator[str]:

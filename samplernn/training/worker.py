@@ -17,13 +17,20 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training starts there is nothing to save
     from samplernn.training import run
     from samplernn.training.callbacks import Interrupted
-    from samplernn.training.processes import PEER_LOST, USER_ERROR, ProcessDied, error_file
+    from samplernn.training.processes import (
+        PEER_LOST,
+        USER_ERROR,
+        ProcessDied,
+        error_file,
+        taking_leave,
+    )
 
     said = error_file(Path(sys.argv[1]), int(os.environ["RANK"]))
     task = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        run.work(task)
+        with taking_leave():
+            run.work(task)
     except Interrupted as interrupted:
         return 128 + interrupted.signal_number
     except UserError as error:

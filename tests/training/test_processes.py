@@ -101,6 +101,8 @@ def _workers(name: str) -> dict[int, int]:
         try:
             command = (process / "cmdline").read_bytes().split(b"\0")
             environment = (process / "environ").read_bytes().split(b"\0")
+            if (process / "cwd").readlink() != Path.cwd():  # of another run of these tests
+                continue
         except OSError:
             continue
         if b"samplernn.training.worker" in command and f"runs/{name}".encode() in command:

@@ -1,0 +1,344 @@
+"""TensorBoard and Weights & Biases: the same curves, audio and pictures under the same names.
+
+wandb is imported only where it was asked for. Whatever goes wrong inside it is said once and never
+ends a run; nothing that it does waits longer than a bounded time for a server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import textwrap
+import threading
+import urllib.error
+import urllib.request
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from numpy.typing import NDArray
+
+from samplernn.config import Config
+from samplernn.model.baselines import BaselineBits
+from samplernn.training.processes import is_first
+
+STEP = "trainer/global_step"
+"""What wandb draws its curves over; the name is the one that Lightning gives it."""
+PROJECT = "samplernn"
+"""Where runs go at wandb, unless WANDB_PROJECT says otherwise."""
+_ANSWER_SECONDS = 5.0
+_INIT_SECONDS = 20.0
+_FINISH_SECONDS = 15.0
+"""A job that is preempted has about 30 s, and the checkpoint is written first."""
+_GRACE_SECONDS = 3.0
+"""After that wandb's own process has got stuck (seen when the server was gone), and is killed."""
+_PATIENCE_SECONDS = 10.0
+"""An upload that takes longer goes on as long as the server answers."""
+
+# What a run says about the machine and its user is for its user to decide: WANDB_CONSOLE and so on win.
+_DISCREET: dict[str, Any] = {
+    "console": "off",
+    "save_code": False,
+    "disable_code": True,
+    "disable_git": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+}
+
+
+class Dashboard(Protocol):
+    """What shows audio and pictures of a run."""
+
+    def show_audio(self, name: str, audio: NDArray[np.int16], sample_rate: int, step: int) -> None:
+        """Show a recording, int16 ``[T]``, at `sample_rate` Hz, as what `name` sounds like at `step`."""
+
+    def show_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Show an image, uint8 ``[height, width, 3]``, as what `name` looks like at `step`."""
+
+
+class TensorBoard(TensorBoardLogger):
+    """Event files in the folder of a run.
+
+    Args:
+        run: the folder.
+        baselines: drawn with the validation into one diagram, under 'custom scalars'.
+    """
+
+    def __init__(self, run: Path, baselines: BaselineBits) -> None:
+        super().__init__(run, name="", version="", default_hp_metric=False)
+        names = ["", *(f"{name}_" for name in baselines.to_dict())]
+        tags = [f"validation/{name}bits_per_sample" for name in names]
+        self.experiment.add_custom_scalars_multilinechart(tags, "validation", "bits per sample")
+
+    @rank_zero_only
+    def show_audio(self, name: str, audio: NDArray[np.int16], sample_rate: int, step: int) -> None:
+        """See `Dashboard`."""
+        waveform = torch.from_numpy(audio.astype(np.float32) / 32768)
+        self.experiment.add_audio(name, waveform[None], step, sample_rate)
+
+    @rank_zero_only
+    def show_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """See `Dashboard`."""
+        self.experiment.add_image(name, picture, step, dataformats="HWC")
+
+
+class Wandb(Logger):
+    """A run at Weights & Biases, or its files, to be uploaded later; only the first process has one.
+
+    Args:
+        session: what `wandb.init` returned.
+        run: folder of our run.
+    """
+
+    def __init__(self, session: Any, run: Path) -> None:
+        super().__init__()
+        self._session: Any = session
+        self._run = run
+        self._has_failed = False
+        self._best_bits: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the logger."""
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        """Id of the run, which a resumed run keeps."""
+        return str(self._session.id)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Show the configuration; a resumed run may have changed it."""
+        self._attempt(lambda: self._session.config.update(params, allow_val_change=True))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row.
+
+        wandb's own step counts rows: it drops a row that goes back behind another, and a resumed run
+        does some of its steps again.
+        """
+        self._best_bits = metrics.get("validation/best_bits_per_sample", self._best_bits)
+        self._log(metrics, step)
+
+    def show_audio(self, name: str, audio: NDArray[np.int16], sample_rate: int, step: int) -> None:
+        """See `Dashboard`."""
+        import wandb
+
+        self._attempt(lambda: self._log({name: wandb.Audio(audio, sample_rate=sample_rate)}, step))
+
+    def show_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+        """See `Dashboard`."""
+        import wandb
+
+        self._attempt(lambda: self._log({name: wandb.Image(picture)}, step))
+
+    def finalize(self, status: str) -> None:
+        """The run is over; if it ended by itself, its best checkpoint is uploaded."""
+        succeeded = status == "success"
+        try:
+            if succeeded and not self._session.offline:
+                self._attempt(self._upload_best)
+            with _at_most(_FINISH_SECONDS + _GRACE_SECONDS):
+                self._session.finish(exit_code=0 if succeeded else 1)
+        except TimeoutError:
+            _say(f"wandb: not everything was uploaded within {_FINISH_SECONDS:.0f} s. {self._later()}")
+        except Exception as error:
+            self._complain(error)
+        except BaseException:
+            # One more Ctrl-C while another exception ends the run: that one goes on.
+            if succeeded:
+                raise
+            _say(f"wandb: interrupted. {self._later()}")
+        finally:
+            _release()
+
+    def _upload_best(self) -> None:
+        import wandb
+        from wandb.sdk.artifacts.exceptions import WaitTimeoutError
+
+        best = self._run / "checkpoints" / "best.ckpt"
+        server = self._session.settings.base_url
+        if not best.exists():
+            return
+        if not _answers(server):
+            _say(f"wandb: {server} does not answer, so {best} was not uploaded")
+            return
+        facts = {"validation_bits_per_sample": self._best_bits}
+        artifact = wandb.Artifact(f"model-{self._session.id}", type="model", metadata=facts)
+        artifact.add_file(str(best), name=best.name, skip_cache=True, policy="immutable")
+        logged = self._session.log_artifact(artifact, aliases=["best", "latest"])
+        while True:
+            try:
+                logged.wait(timeout=_PATIENCE_SECONDS)
+                return
+            except WaitTimeoutError:
+                if not _answers(server):
+                    _say(f"wandb: {server} no longer answers, so {best} was not uploaded")
+                    return
+            except KeyboardInterrupt:  # the run itself is over, and saved
+                _say(f"wandb: {best} was not uploaded")
+                return
+
+    def _later(self) -> str:
+        return f"Later: wandb sync {self._session.settings.sync_dir}"
+
+    def _log(self, values: Mapping[str, Any], step: int | None) -> None:
+        self._attempt(lambda: self._session.log({**values, STEP: step}))
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        """Do what concerns wandb alone; the run goes on if it fails."""
+        try:
+            work()
+        except Exception as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            _say(f"wandb failed, some of this run may be missing there: {_one_line(error)}")
+
+
+def dashboards(config: Config, run: Path, baselines: BaselineBits) -> list[TensorBoard | Wandb]:
+    """The dashboards of a run, ready to log.
+
+    Args:
+        config: says which.
+        run: folder of the run.
+        baselines: on the validation audio.
+    """
+    found: list[TensorBoard | Wandb] = []
+    if config.logger in ("tensorboard", "both"):
+        found.append(TensorBoard(run, baselines))
+    if config.logger in ("wandb", "both") and is_first():
+        try:
+            session = _start_wandb(run)
+        except Exception as error:
+            _say(f"wandb failed, training goes on without it: {_one_line(error)}")
+            session = None
+        if session is None:
+            _release()
+        else:
+            found.append(Wandb(session, run))
+    return found
+
+
+def _start_wandb(run: Path) -> Any:
+    """Begin or continue the run at wandb, and say how; None if it is switched off.
+
+    Without a key, or without a server, it is written to files that can be uploaded later.
+    """
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # or wandb reports on itself, offline too
+    import wandb
+
+    settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    if settings.mode == "disabled":
+        _say("wandb: switched off by WANDB_MODE")
+        return None
+    wanted: dict[str, Any] = {
+        "dir": str(run),
+        "id": _run_id(run),
+        "resume": "allow",
+        "reinit": "create_new",
+        "project": settings.project or PROJECT,
+        "name": settings.run_name or run.name,
+        "settings": wandb.Settings(
+            silent=True,
+            init_timeout=_INIT_SECONDS,
+            finish_timeout=_FINISH_SECONDS,
+            finish_timeout_raises=True,
+            **{key: value for key, value in _DISCREET.items() if f"WANDB_{key.upper()}" not in os.environ},
+        ),
+    }
+    session, why = None, _why_offline(settings)
+    if why is None:
+        try:
+            session = wandb.init(mode="online", **wanted)
+            _say(f"wandb: {session.url}")
+        except Exception as error:  # the server was there a moment ago
+            why = _one_line(error)
+    if session is None:
+        session = wandb.init(mode="offline", **wanted)
+        _say(f"wandb: offline ({why}). Upload later with: wandb sync {run}/wandb/offline-run-*")
+    (run / "wandb" / "run-id").write_text(session.id + "\n", "utf-8")
+    session.define_metric(STEP)
+    session.define_metric("*", step_metric=STEP)
+    return session
+
+
+def _release() -> None:
+    """End wandb's process, and let a later run in this process read its environment anew."""
+    with contextlib.suppress(Exception, SystemExit):  # it exits as its process did
+        import wandb
+
+        if wandb.run is None:  # the user's own script may have a run
+            with _at_most(_GRACE_SECONDS):
+                wandb.teardown()  # now, for at exit it would raise after a failure
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Kill wandb's process if the block takes longer; a call that waits for it then fails."""
+    import wandb
+
+    # There is no public way to the process; none if it belongs to the user's own script.
+    connection = getattr(wandb.setup(), "_connection", None) if wandb.run is None else None
+    process = getattr(getattr(connection, "_proc", None), "_process", None)
+    if process is None:
+        yield
+        return
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _why_offline(settings: Any) -> str | None:
+    """Why nothing can be uploaded now; None if it can. Never asks, and waits at most ten seconds."""
+    import wandb
+
+    if settings.mode in ("offline", "dryrun"):
+        return "as WANDB_MODE says"
+    if wandb.run is not None:  # the user's own script is logged in, or has decided not to
+        return "as the run that is active" if wandb.run.offline else None
+    try:
+        has_key = wandb.login(prompt=False, verify=True)
+    except Exception as error:
+        if not _answers(settings.base_url):
+            return f"{settings.base_url} does not answer"
+        return f"the key is of no use: {_one_line(error)}"
+    return None if has_key else "there is no key; `wandb login` stores one"
+
+
+def _answers(server: str) -> bool:
+    """Whether anything at that address answers within some seconds, be it with an error."""
+    try:
+        urllib.request.urlopen(server, timeout=_ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _run_id(run: Path) -> str | None:
+    """Of the wandb run that this folder has used before."""
+    saved = run / "wandb" / "run-id"
+    return saved.read_text("utf-8").strip() or None if saved.exists() else None
+
+
+def _one_line(error: BaseException) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
