@@ -28,9 +28,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from samplernn.audio import shards
+from samplernn.audio.files import AudioFile, Problem, Source
 from samplernn.audio.io import SUFFIXES, remedy_for
 from samplernn.audio.scan import Found, find, scan, states
-from samplernn.audio.shards import AudioFile, Problem, Shard, Source
+from samplernn.audio.shards import Shard
 from samplernn.config import UserError, one_line
 
 __all__ = [

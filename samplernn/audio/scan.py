@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from samplernn.audio.files import Problem, Source
 from samplernn.audio.io import SUFFIXES, UNSUPPORTED, remedy_for, sniff
-from samplernn.audio.shards import Problem, Source
 from samplernn.config import UserError
 
 

@@ -19,7 +19,7 @@ import pytest
 import soundfile as sf
 
 import samplernn
-from samplernn.audio import shards
+from samplernn.audio import files, shards
 from samplernn.audio.corpus import Corpus, prepare
 from samplernn.config import UserError
 
@@ -162,7 +162,7 @@ def test_samples_are_only_read_again_when_their_file_is_another(
     checked = []
     original = shards._is_intact
 
-    def is_intact(samples: Path, files: tuple[shards.AudioFile, ...]) -> bool:
+    def is_intact(samples: Path, files: tuple[files.AudioFile, ...]) -> bool:
         checked.append(samples.name)
         return original(samples, files)
 

@@ -16,7 +16,7 @@ import soundfile as sf
 
 import samplernn
 from samplernn.audio import corpus as corpus_module
-from samplernn.audio import shards
+from samplernn.audio import files, shards
 from samplernn.audio.corpus import locate, lost, prepare, split
 from samplernn.audio.io import AudioError, Decoder, load
 
@@ -46,7 +46,7 @@ def cache(tmp_path: Path) -> Path:
 
 def while_decoding(monkeypatch: pytest.MonkeyPatch, name: str, action: object) -> None:
     """Lets another hand do something to a file once the decoder has it open and has read its first block."""
-    original = shards.Decoder
+    original = files.Decoder
 
     class Slow(original):  # type: ignore[misc,valid-type]
         def _frames(self):  # type: ignore[no-untyped-def]
@@ -55,7 +55,7 @@ def while_decoding(monkeypatch: pytest.MonkeyPatch, name: str, action: object) -
                     action(self.path)  # type: ignore[operator]
                 yield block
 
-    monkeypatch.setattr(shards, "Decoder", Slow)
+    monkeypatch.setattr(files, "Decoder", Slow)
 
 
 def append(path: Path) -> None:

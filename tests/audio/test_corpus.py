@@ -21,7 +21,7 @@ from rich.console import Console
 
 import samplernn
 from samplernn.audio import corpus as corpus_module
-from samplernn.audio import shards
+from samplernn.audio import files, shards
 from samplernn.audio.corpus import Corpus, prepare, scan
 from samplernn.config import UserError
 
@@ -68,13 +68,13 @@ class Decoded(list[str]):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        original = shards.Decoder
+        original = files.Decoder
 
-        def decoder(path: Path, sample_rate: int) -> shards.Decoder:
+        def decoder(path: Path, sample_rate: int) -> files.Decoder:
             self.append(path.name)
             return original(path, sample_rate)
 
-        monkeypatch.setattr(shards, "Decoder", decoder)
+        monkeypatch.setattr(files, "Decoder", decoder)
 
 
 def test_scan_finds_audio_files_only_in_order_of_path(tmp_path: Path) -> None:
@@ -305,17 +305,17 @@ def test_an_interrupted_build_resumes_at_the_finished_shards(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_per_shard(monkeypatch)
-    original = shards.Decoder
+    original = files.Decoder
 
-    def interrupted(path: Path, sample_rate: int) -> shards.Decoder:
+    def interrupted(path: Path, sample_rate: int) -> files.Decoder:
         if path.name == "4.wav":
             raise KeyboardInterrupt
         return original(path, sample_rate)
 
-    monkeypatch.setattr(shards, "Decoder", interrupted)
+    monkeypatch.setattr(files, "Decoder", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(folder, RATE, cache, workers=1)
-    monkeypatch.setattr(shards, "Decoder", original)
+    monkeypatch.setattr(files, "Decoder", original)
     leftover = list(cache.rglob("*"))
     assert not [path for path in leftover if path.suffix == ".tmp"]
     assert len([path for path in leftover if path.suffix == ".i16"]) == 3
@@ -329,7 +329,7 @@ import os, signal, sys
 from samplernn.audio import corpus, shards
 
 shards.SHARD_FILES = 1
-original = shards._decode_into
+original = shards.decode_into
 
 def decode_into(stream, folder, source, *rest):
     if source.path == "4.wav":
@@ -338,7 +338,7 @@ def decode_into(stream, folder, source, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(stream, folder, source, *rest)
 
-shards._decode_into = decode_into
+shards.decode_into = decode_into
 corpus.prepare(sys.argv[1], 16000, sys.argv[2], workers=1)
 """
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from samplernn.audio import shards
+from samplernn.audio import files
 from samplernn.audio.corpus import inspect, prepare
 from samplernn.audio.measures import silent_samples
 from samplernn.config import UserError
@@ -63,10 +63,10 @@ def test_inspect_reads_the_cache_where_there_is_one(
     prepared = prepare(folder, RATE, cache)
     before = everything(cache)
 
-    def decoder(path: Path, sample_rate: int) -> shards.Decoder:
+    def decoder(path: Path, sample_rate: int) -> files.Decoder:
         raise AssertionError(f"{path} is decoded again")
 
-    monkeypatch.setattr(shards, "Decoder", decoder)
+    monkeypatch.setattr(files, "Decoder", decoder)
     assert inspect(folder, RATE, cache) == prepared
     assert everything(cache) == before
 
