@@ -51,13 +51,15 @@ def dot_instruction() -> str:
     return "avx" if features.get("avxvnni") else "none"
 
 
-def matrix_product(dtype: str, streams: int, dot: str = "none") -> Any:
-    """A function for Numba: one block of a packed matrix times the inputs of some streams.
+def matrix_product(dtype: str, streams: int, dot: str = "none", blocks: int = 1) -> Any:
+    """A function for Numba: a block of a packed matrix times the inputs of some streams.
 
     Args:
         dtype: of the weights.
         streams: inputs side by side; each weight that is read serves all of them.
         dot: for int8, see `dot_instruction`.
+        blocks: adjacent blocks at a time. A sum has to wait for the one before it; more sums side by side
+            keep the processor busy meanwhile, as more streams do.
 
     Returns:
         ``kernel(weights, x, x_stride, steps, out, out_stride)``, all int64: addresses of the block, the first
@@ -74,7 +76,7 @@ def matrix_product(dtype: str, streams: int, dot: str = "none") -> Any:
         typing: Any, weights: Any, x: Any, x_stride: Any, steps: Any, out: Any, out_stride: Any
     ) -> tuple[Any, Any]:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _emit_loop(builder, multiply, sums, streams, *arguments)
+            _emit_loop(builder, multiply, sums, blocks, streams, *arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate
@@ -86,6 +88,7 @@ def _emit_loop(
     builder: Any,
     multiply: Multiply,
     sum_type: Any,
+    blocks: int,
     streams: int,
     weights: Any,
     x: Any,
@@ -101,13 +104,15 @@ def _emit_loop(
 
     builder.position_at_end(loop)
     step = builder.phi(_LONG)
-    sums = [builder.phi(sum_type) for _ in range(streams * _VECTORS)]
-    here = builder.add(weights, builder.mul(step, _LONG(4 * ROWS)))
-    vectors = [_load(builder, here, ALIGNMENT * v, _INTS, ALIGNMENT) for v in range(_VECTORS)]
+    sums = [builder.phi(sum_type) for _ in range(blocks * streams * _VECTORS)]
     new: list[Any] = []
-    for stream in range(streams):
-        mine = builder.add(x, builder.mul(x_stride, _LONG(stream)))
-        new += multiply(builder, vectors, mine, step, sums[stream * _VECTORS : (stream + 1) * _VECTORS])
+    for block in range(blocks):
+        here = builder.add(weights, builder.mul(steps, _LONG(4 * ROWS * block)))
+        here = builder.add(here, builder.mul(step, _LONG(4 * ROWS)))
+        vectors = [_load(builder, here, ALIGNMENT * v, _INTS, ALIGNMENT) for v in range(_VECTORS)]
+        for stream in range(streams):
+            mine = builder.add(x, builder.mul(x_stride, _LONG(stream)))
+            new += multiply(builder, vectors, mine, step, sums[len(new) : len(new) + _VECTORS])
     following = builder.add(step, _LONG(1))
     builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
     for phi, first, last in zip(
@@ -118,9 +123,10 @@ def _emit_loop(
 
     builder.position_at_end(after)
     for index, value in enumerate(new):
-        stream, vector = divmod(index, _VECTORS)
+        rest, vector = divmod(index, _VECTORS)
+        block, stream = divmod(rest, streams)
         place = builder.add(out, builder.mul(out_stride, _LONG(stream)))
-        place = builder.add(place, _LONG(4 * _LANES * vector))
+        place = builder.add(place, _LONG(4 * (ROWS * block + _LANES * vector)))
         builder.store(value, builder.inttoptr(place, sum_type.as_pointer()), align=4)
 
 

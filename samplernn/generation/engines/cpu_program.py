@@ -44,6 +44,9 @@ _DOT = dot_instruction()
 _int8_1, _int8_2, _int8_4, _int8_6 = (matrix_product("int8", n, _DOT) for n in (1, 2, 4, 6))
 _bfloat16_1, _bfloat16_2, _bfloat16_4 = (matrix_product("bfloat16", n) for n in (1, 2, 4))
 _float32_1, _float32_2, _float32_4, _float32_6 = (matrix_product("float32", n) for n in (1, 2, 4, 6))
+_int8_pair = matrix_product("int8", 1, _DOT, blocks=2)
+_bfloat16_pair = matrix_product("bfloat16", 1, blocks=2)
+_float32_pair = matrix_product("float32", 1, blocks=2)
 _SPINS = 4096
 """Looks at the barrier before a thread lets others run."""
 _yield_processor = types.ExternalFunction(
@@ -297,16 +300,25 @@ def product(
         last: one past the last block.
     """
     kind, steps = plan.matrices[index, 0], plan.matrices[index, 2]
-    out_stride = out.strides[0]
-    for block in range(first, last):
+    out_stride, num = out.strides[0], len(x)
+    address, stride = x.ctypes.data, x.strides[0]
+    if kind == INT8:
+        address, stride = bytes_.ctypes.data, bytes_.strides[0]
+    block = first
+    while block < last:
         weights = plan.matrices[index, 1] + block * steps * (4 * ROWS)
         place = out.ctypes.data + (block * ROWS + shift) * 4
+        if num == 1 and last - block >= 2:
+            _pair(kind, weights, address, stride, steps, place, out_stride)
+            block += 2
+            continue
         if kind == INT8:
-            _block_int8(weights, bytes_.ctypes.data, bytes_.strides[0], steps, place, out_stride, len(x))
+            _block_int8(weights, address, stride, steps, place, out_stride, num)
         elif kind == BFLOAT16:
-            _block_bfloat16(weights, x.ctypes.data, x.strides[0], steps, place, out_stride, len(x))
+            _block_bfloat16(weights, address, stride, steps, place, out_stride, num)
         else:
-            _block_float32(weights, x.ctypes.data, x.strides[0], steps, place, out_stride, len(x))
+            _block_float32(weights, address, stride, steps, place, out_stride, num)
+        block += 1
     lo, hi = first * ROWS, last * ROWS
     row = plan.matrices[index, 3] + lo
     biases = plan.biases[row : row + hi - lo]
@@ -317,6 +329,17 @@ def product(
             _from_int8(here, scales, sums, biases, byte_scales[stream], zero)
         else:
             add(here, biases)
+
+
+@compiled
+def _pair(kind: int, weights: int, x: int, stride: int, steps: int, out: int, out_stride: int) -> None:
+    """Two blocks for a single stream."""
+    if kind == INT8:
+        _int8_pair(weights, x, stride, steps, out, out_stride)
+    elif kind == BFLOAT16:
+        _bfloat16_pair(weights, x, stride, steps, out, out_stride)
+    else:
+        _float32_pair(weights, x, stride, steps, out, out_stride)
 
 
 @compiled
