@@ -21,7 +21,7 @@ from torch import Tensor
 
 from samplernn.generation.engines import cpu_program
 from samplernn.generation.engines.base import EngineState, heard
-from samplernn.generation.engines.cpu_weights import PackedNetwork
+from samplernn.generation.engines.cpu_weights import PackedNetwork, round_up
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN, State
 
@@ -195,6 +195,9 @@ class CpuEngine:
             quantized=np.zeros((threads, slots, num, packed.units), np.uint8),
             quantized_scales=zeros(threads, slots, num),
             nll=zeros(num, length),
+            frames=zeros(threads, num, round_up(self.lookback, 4)),
+            probabilities=zeros(threads, config.q_levels),
+            arrivals=np.zeros((threads, 8), np.int64),
             barrier=np.zeros(2 * cpu_program.ABORT, np.int64),
         )
         streams.codes[:, :, : self.lookback] = history

@@ -111,6 +111,12 @@ class Streams(NamedTuple):
     """What one step of them means, ``[threads, slots, B]``."""
     nll: NDArray[np.float32]
     """When codes are given: their negative log-likelihood in nats, ``[B, length]``."""
+    frames: NDArray[np.float32]
+    """Each thread's own input of the tier that it steps, ``[threads, B, lookback]``, rounded up to fours."""
+    probabilities: NDArray[np.float32]
+    """Each thread's own room to draw in, ``[threads, q]``."""
+    arrivals: NDArray[np.int64]
+    """At how many barriers each thread has been, ``[threads, 8]``, the first of a cache line."""
     barrier: NDArray[np.int64]
     """At 0 the arrivals; at `ABORT`, on another cache line, whether to give up."""
 
@@ -139,18 +145,19 @@ class Share(NamedTuple):
     q_first: int
     """Block of codes."""
     q_last: int
-    arrivals: NDArray[np.int64]
-    """At how many barriers it has been, ``[1]``."""
 
 
 def compiled(function: Function) -> Function:
-    """Compile, without Python's lock and with IEEE division; the machine code is kept on disk."""
-    return njit(nogil=True, cache=True, error_model="numpy")(function)
+    """Compile, without Python's lock and with IEEE division; the machine code is kept on disk.
+
+    Without reference counts too: threads that share arrays would spend their time counting.
+    """
+    return njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(function)
 
 
 def compiled_reordering(function: Function) -> Function:
-    """The same for a maximum, which has no order and no NaN."""
-    return njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc"})(function)
+    """The same for what has no order and no NaN: maxima, and sums that need not be exact."""
+    return njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc"}, _nrt=False)(function)
 
 
 # -- arithmetic ---------------------------------------------------------------------------------------
@@ -408,8 +415,8 @@ def wait(streams: Streams, share: Share) -> None:
     """Wait until all threads are here: spinning, for they are a microsecond away, then letting others run."""
     if share.num_threads == 1:
         return
-    share.arrivals[0] += 1
-    goal = share.arrivals[0] * share.num_threads
+    streams.arrivals[share.thread, 0] += 1
+    goal = streams.arrivals[share.thread, 0] * share.num_threads
     barrier = streams.barrier.ctypes.data
     atomic_increment(barrier)
     spins = 0
@@ -594,10 +601,7 @@ def draw(logits: Any, choice: Choice, uniform: Any, p: Any) -> int:
     for i in range(len(p)):
         p[i] = exp((logits[i] - top) * choice.inverse_temperature)
     if 0 < choice.top_k < len(p):
-        least = np.sort(p)[len(p) - choice.top_k]
-        for i in range(len(p)):
-            if p[i] < least:
-                p[i] = _ZERO
+        _keep_most(p, choice.top_k)
     if choice.top_p < 1:
         _keep_mass(p, choice.top_p)
     total = _ZERO
@@ -609,17 +613,60 @@ def draw(logits: Any, choice: Choice, uniform: Any, p: Any) -> int:
 
 
 @compiled
-def _keep_mass(p: Any, top_p: Any) -> None:
-    """Keep the most probable codes up to a share of the whole."""
-    total = _ZERO
-    for value in p:
-        total += value
-    before = _ZERO
-    for i in np.argsort(-p, kind="mergesort"):
-        here = p[i]
-        if before >= top_p * total:
+def _keep_most(p: Any, top_k: int) -> None:
+    """Keep the `top_k` most probable codes, and those that are as probable as the last of them.
+
+    Positive floats are ordered as their bits are, so the least of them is found by bisection.
+    """
+    least, beyond = np.int32(0), as_bits(maximum(p)) + np.int32(1)
+    while beyond - least > 1:
+        middle = least + (beyond - least) // np.int32(2)
+        if _count_from(p, as_float(middle)) >= top_k:
+            least = middle
+        else:
+            beyond = middle
+    for i in range(len(p)):
+        if p[i] < as_float(least):
             p[i] = _ZERO
-        before += here
+
+
+@compiled
+def _keep_mass(p: Any, top_p: Any) -> None:
+    """Keep the most probable codes up to a share of the whole; of equal ones the first. As `_keep_most`."""
+    wanted = top_p * _mass_from(p, _ZERO)
+    least, beyond = np.int32(0), as_bits(maximum(p)) + np.int32(1)
+    while beyond - least > 1:
+        middle = least + (beyond - least) // np.int32(2)
+        if _mass_from(p, as_float(middle)) >= wanted:
+            least = middle
+        else:
+            beyond = middle
+    kept = _mass_from(p, as_float(beyond))
+    for i in range(len(p)):
+        if p[i] == as_float(least) and kept < wanted:
+            kept += p[i]
+        elif p[i] < as_float(beyond):
+            p[i] = _ZERO
+
+
+@compiled_reordering
+def _count_from(p: Any, least: Any) -> int:
+    """Codes at least as probable as `least`."""
+    count = 0
+    for i in range(p.shape[0]):
+        if p[i] >= least:
+            count += 1
+    return count
+
+
+@compiled_reordering
+def _mass_from(p: Any, least: Any) -> Any:
+    """Their probability."""
+    mass = _ZERO
+    for i in range(p.shape[0]):
+        if p[i] >= least:
+            mass += p[i]
+    return mass
 
 
 @compiled
@@ -642,12 +689,10 @@ def run(plan: Plan, streams: Streams, choice: Choice, thread: int, num_threads: 
         plan.blocks * (thread + 1) // num_threads,
         plan.q_blocks * thread // num_threads,
         plan.q_blocks * (thread + 1) // num_threads,
-        np.zeros(1, np.int64),
     )
     codes = streams.codes[thread]
     num, lookback, tiers = len(codes), plan.frame_sizes[0], len(plan.frame_sizes)
-    p = np.empty(plan.q_levels, np.float32)
-    frames = np.zeros((num, -(-lookback // 4) * 4), np.float32)
+    frames = streams.frames[thread]
     amplitude = np.float32(4) / np.float32(plan.q_levels)
     for tier in range(tiers):
         for layer in range(plan.n_rnn):
@@ -669,6 +714,7 @@ def run(plan: Plan, streams: Streams, choice: Choice, thread: int, num_threads: 
         for stream in range(num):
             logits = streams.logits[stream, : plan.q_levels]
             if not choice.is_given:
-                codes[stream, now] = draw(logits, choice, choice.uniforms[stream, t], p)
+                uniform = choice.uniforms[stream, t]
+                codes[stream, now] = draw(logits, choice, uniform, streams.probabilities[thread])
             elif thread == 0:
                 streams.nll[stream, t] = _nll(logits, codes[stream, now])
