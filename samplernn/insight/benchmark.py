@@ -20,11 +20,11 @@ from rich.table import Table
 from samplernn.config import Config, ModelConfig, UserError, from_dict, presets
 from samplernn.generation.engines import DTYPES, open_engine
 from samplernn.generation.engines.base import Engine
+from samplernn.generation.engines.cpu import CpuEngine, cores
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN
 
 STREAMS = (1, 8, 64)
-_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _SECONDS = 1.5
 """Of measuring each figure, at least; and at least one call."""
 _CALLS_BEFORE = 8
@@ -79,8 +79,6 @@ def benchmark(preset: str = "reference", threads: int | None = None) -> Benchmar
     config: Config = from_dict(Config, yaml.safe_load(presets()[preset].read_text("utf-8")))
     torch.manual_seed(0)
     model = SampleRNN(config.model)
-    from samplernn.generation.engines.cpu import cores
-
     limits = Limits(config.model, threads or cores())
     results: list[Result] = []
     plain: dict[int, float] = {}
@@ -93,7 +91,7 @@ def benchmark(preset: str = "reference", threads: int | None = None) -> Benchmar
                     rate = samples_per_second(engine, streams)
                     if name == "reference":
                         plain[streams] = rate
-                    limit = None if name == "reference" else limits.samples_per_s(dtype, streams)
+                    limit = limits.samples_per_s(engine, streams) if isinstance(engine, CpuEngine) else None
                     results.append(
                         Result(
                             what="generate",
@@ -134,9 +132,6 @@ def samples_per_second(engine: Engine, streams: int) -> float:
 class Limits:
     """What bandwidth and arithmetic of this machine allow, both measured by reading and multiplying alone.
 
-    A weight that is used every n samples is read again after everything that is used in n samples has
-    passed by. How fast it comes then depends on how much that is: the rate is measured for that much.
-
     Args:
         config: sizes of the network.
         threads: cores.
@@ -146,29 +141,15 @@ class Limits:
         from samplernn.generation.engines import cpu_limits
 
         self.threads = threads
-        self._weights = dict(_weights(config))
+        self._multiplications = sum(count / period for period, count in _weights(config))
         self._cpu_limits = cpu_limits
-        self._read: dict[int, float] = {}
         self._multiply: dict[str, float] = {}
         self.levels = {name: cpu_limits.read_rate(size, threads) for name, size in cpu_limits.LEVELS.items()}
 
-    def samples_per_s(self, dtype: str, streams: int) -> float:
-        """All streams together."""
-        reading = 0.0
-        for period, count in self._weights.items():
-            size = sum(other * min(1.0, period / p) for p, other in self._weights.items()) * _BYTES[dtype]
-            reading += count * _BYTES[dtype] / period / self.read_rate(round(size))
-        multiplying = sum(count / period for period, count in self._weights.items()) / self.multiply_rate(
-            dtype
-        )
-        return streams / max(reading, streams * multiplying)
-
-    def read_rate(self, size: int) -> float:
-        """Bytes per second of all cores, when this many bytes are shared out and read over and over."""
-        share = -(-size // self.threads // 512) * 512
-        if share not in self._read:
-            self._read[share] = self._cpu_limits.read_rate(share, self.threads)
-        return self._read[share]
+    def samples_per_s(self, engine: CpuEngine, streams: int) -> float:
+        """All streams together: every weight read once per step, in the order of use, or multiplied."""
+        reading = streams * self._cpu_limits.weights_rate(engine.plan, self.threads)
+        return min(reading, self.multiply_rate(engine.dtype) / self._multiplications)
 
     def multiply_rate(self, dtype: str) -> float:
         """Multiplications per second of all cores."""

@@ -9,7 +9,9 @@ import pytest
 from samplernn.cli import main
 from samplernn.config import ModelConfig
 from samplernn.generation.engines import cpu_limits
+from samplernn.generation.engines.cpu import CpuEngine
 from samplernn.insight import benchmark
+from samplernn.model.network import SampleRNN
 
 
 @pytest.fixture
@@ -58,14 +60,35 @@ def test_an_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_limit_is_what_reading_and_multiplying_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two tiers: 3 x 4 x 2 gate matrices and 8 upsampling steps every 8 samples, the MLP every sample."""
-    monkeypatch.setattr(cpu_limits, "read_rate", lambda size, threads: 1e9 if size < 20_000 else 1e8)
-    monkeypatch.setattr(cpu_limits, "multiply_rate", lambda dtype, threads: 1e10)
-    config = ModelConfig(frame_sizes=(8,), dim=64, n_rnn=1, q_levels=64)
+    """3 gates of 2 matrices and 8 upsampling steps every 8 samples, hidden and output layer every sample."""
+    config = ModelConfig(frame_sizes=(8,), dim=64, n_rnn=1, q_levels=64, embedding_dim=4)
+    engine = CpuEngine(SampleRNN(config), "int8", threads=1)
+    monkeypatch.setattr(cpu_limits, "LEVELS", {})
+    monkeypatch.setattr(cpu_limits, "weights_rate", lambda plan, threads: 1000.0)
+    monkeypatch.setattr(cpu_limits, "multiply_rate", lambda dtype, threads: 1e9)
     limits = benchmark.Limits(config, threads=1)
-    tier, mlp = (6 + 8) * 64 * 64, 2 * 64 * 64
-    # The MLP is read again after itself and an eighth of the tier, the tier after all.
-    slow = tier / 8 / 1e8 + mlp / 1e9
-    assert limits.samples_per_s("int8", 1) == pytest.approx(1 / slow)
-    multiplying = (tier / 8 + mlp) / 1e10
-    assert limits.samples_per_s("int8", 1000) == pytest.approx(1 / multiplying)
+    assert limits.samples_per_s(engine, 3) == pytest.approx(3000)
+    multiplications = (6 + 8) * 64 * 64 / 8 + 2 * 64 * 64
+    assert limits.samples_per_s(engine, 10**6) == pytest.approx(1e9 / multiplications)
+
+
+def test_reading_alone_reads_every_weight_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(frame_sizes=(16, 4), dim=130, n_rnn=2, q_levels=100, embedding_dim=4)
+    plan = CpuEngine(SampleRNN(config), "int8", threads=1).plan
+    read: dict[tuple[int, int, int], int] = {}
+
+    def count(plan: object, index: int, begin: int, blocks: int, thread: int, threads: int) -> int:
+        for block in range(begin, begin + blocks):
+            read[index, block, thread] = read.get((index, block, thread), 0) + 1
+        return 0
+
+    monkeypatch.setattr(cpu_limits, "_read_part", count)
+    cpu_limits._read_weights.py_func(plan, 0, 1, 16)
+    expected = {}
+    for tier, (frame, ratio) in enumerate(((16, 4), (4, 4))):
+        for index in range(6 * tier + 1, 6 * tier + 5):  # 3 gates of 3 blocks
+            expected.update({(index, block, 0): 16 // frame for block in range(9)})
+        expected.update({(6 * tier + 5, block, 0): 16 // frame for block in range(3 * ratio)})
+    expected.update({(12, block, 0): 16 for block in range(3)})
+    expected.update({(13, block, 0): 16 for block in range(2)})
+    assert read == expected

@@ -57,6 +57,7 @@ class CpuEngine:
         self.model = model.folded().float().cpu()
         self.lookback = model.lookback
         self._packed = PackedNetwork(self.model, dtype)
+        self.plan = self._packed.plan
         self._threads = threads or cores()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="samplernn")
         self._paces: dict[int, _Pace] = {}
@@ -119,7 +120,7 @@ class CpuEngine:
         if length % self.lookback:
             raise ValueError(f"length {length} is not a multiple of the largest frame, {self.lookback}")
         num = len(self._state.network.history)
-        pace = self._paces.setdefault(num, _Pace(sharings(self._threads, num, self._packed.plan.blocks)))
+        pace = self._paces.setdefault(num, _Pace(sharings(self._threads, num, self.plan.blocks)))
         sharing = pace.next()
         started = time.monotonic()
         groups = self._advance_groups(sharing, length, choice, given)
@@ -148,7 +149,7 @@ class CpuEngine:
             for task in tasks:
                 self._advance_together(*task, sharing.together, length)
         else:
-            plan = self._packed.plan
+            plan = self.plan
             list(self._pool.map(lambda task: cpu_program.run(plan, task[0], task[1], 0, 1, length), tasks))
         return [streams for streams, _ in tasks]
 
@@ -156,7 +157,7 @@ class CpuEngine:
         self, streams: cpu_program.Streams, choice: cpu_program.Choice, threads: int, length: int
     ) -> None:
         """Advance one group on several threads, this one among them."""
-        plan = self._packed.plan
+        plan = self.plan
         others: list[Future[None]] = []
         try:
             for thread in range(1, threads):

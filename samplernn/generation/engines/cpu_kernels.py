@@ -247,3 +247,17 @@ def atomic_load(typing: Any, address: Any) -> tuple[Any, Any]:
         return builder.load_atomic(place, "acquire", 8)
 
     return types.int64(types.int64), generate
+
+
+@intrinsic
+def prefetch(typing: Any, address: Any) -> tuple[Any, Any]:
+    """Ask for the cache line at an address, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), (place, _INT, _INT, _INT))
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", (place,), kind)
+        builder.call(fetch, (builder.inttoptr(arguments[0], place), _INT(0), _INT(3), _INT(1)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate

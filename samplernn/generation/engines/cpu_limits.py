@@ -71,6 +71,46 @@ def _multiply_often(plan: Any, x: Any, bytes_: Any, scales: Any, out: Any, block
         cpu_program.product(plan, 0, x, bytes_, scales, 0, out, 0, 0, blocks)
 
 
+@compiled
+def _read_weights(plan: Any, thread: int, threads: int, length: int) -> int:
+    """Read this thread's part of the weights that `length` samples need, in the order of their use."""
+    total = 0
+    tiers, per_tier = len(plan.frame_sizes), 2 + 2 * plan.n_rnn
+    for t in range(length):
+        for tier in range(tiers):
+            frame, first = plan.frame_sizes[tier], tier * per_tier
+            if t % frame == 0:
+                for index in range(first + 1, first + per_tier - 1):
+                    total ^= _read_part(plan, index, 0, plan.matrices[index, 4], thread, threads)
+            step = plan.frame_sizes[tier + 1] if tier + 1 < tiers else 1
+            if t % step == 0:
+                begin = t % frame // step * plan.blocks
+                total ^= _read_part(plan, first + per_tier - 1, begin, plan.blocks, thread, threads)
+        for index in (tiers * per_tier, tiers * per_tier + 1):
+            total ^= _read_part(plan, index, 0, plan.matrices[index, 4], thread, threads)
+    return total
+
+
+@compiled
+def _read_part(plan: Any, index: int, begin: int, blocks: int, thread: int, threads: int) -> int:
+    """A thread's share of some blocks of a matrix."""
+    first, last = begin + blocks * thread // threads, begin + blocks * (thread + 1) // threads
+    if first == last:
+        return 0
+    size = (last - first) * plan.matrices[index, 2] * (4 * ROWS)
+    return _read(cpu_program._address(plan, index, first), size // 512 * 512)
+
+
+def weights_rate(plan: cpu_program.Plan, threads: int) -> float:
+    """Samples per second, if the weights of each were read in order, and nothing else were to do."""
+    length = int(plan.frame_sizes[0])
+
+    def work(thread: int, times: int) -> None:
+        _read_weights(plan, thread, threads, times * length)
+
+    return length * _rate(work, threads)
+
+
 def read_rate(size: int, threads: int) -> float:
     """Bytes per second of all threads together, each reading its own `size` bytes again and again."""
     buffers = [_aligned(size) for _ in range(threads)]
@@ -96,7 +136,7 @@ def multiply_rate(dtype: str, threads: int, streams: int = 6 * 8) -> float:
         blocks=1,
         q_blocks=1,
         has_int8=True,
-        matrices=np.array([[KINDS[dtype], memory.ctypes.data, inputs // PER_STEP[dtype], 0]]),
+        matrices=np.array([[KINDS[dtype], memory.ctypes.data, inputs // PER_STEP[dtype], 0, rows // ROWS]]),
         scales=np.ones(rows, np.float32),
         sums=np.zeros(rows, np.int32),
         biases=np.zeros(rows, np.float32),
@@ -114,7 +154,7 @@ def multiply_rate(dtype: str, threads: int, streams: int = 6 * 8) -> float:
 
 
 def _rate(work: Callable[[int, int], None], threads: int) -> float:
-    """How often per second every thread can do its work, all at the same time; the best of three."""
+    """How often per second every thread can do its work, all at the same time; the median of five."""
     with ThreadPoolExecutor(threads) as pool:
 
         def seconds(times: int) -> float:
@@ -127,7 +167,7 @@ def _rate(work: Callable[[int, int], None], threads: int) -> float:
         while seconds(times) < _SECONDS / 10:
             times *= 2
         times = max(1, round(times * _SECONDS / seconds(times)))
-        return times / min(seconds(times) for _ in range(3))
+        return times / sorted(seconds(times) for _ in range(5))[2]
 
 
 def _aligned(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -26,6 +26,7 @@ from samplernn.generation.engines.cpu_kernels import (
     atomic_load,
     dot_instruction,
     matrix_product,
+    prefetch,
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,6 +48,8 @@ _float32_1, _float32_2, _float32_4, _float32_6 = (matrix_product("float32", n) f
 _int8_pair = matrix_product("int8", 1, _DOT, blocks=2)
 _bfloat16_pair = matrix_product("bfloat16", 1, blocks=2)
 _float32_pair = matrix_product("float32", 1, blocks=2)
+_AHEAD = 1024
+"""Cache lines of the next weights that a waiting thread asks for, one per look at the barrier."""
 _SPINS = 4096
 """Looks at the barrier before a thread lets others run."""
 _yield_processor = types.ExternalFunction(
@@ -69,8 +72,8 @@ class Plan(NamedTuple):
     has_int8: bool
     """Some matrix is int8, so vectors have to be quantized."""
     matrices: NDArray[np.int64]
-    """Kind, address, steps and first row of each, ``[matrices, 4]``: per tier the input projection, input and
-    recurrent weights of each layer, the upsampling; at the end hidden and output layer of the MLP."""
+    """Kind, address, steps, first row and blocks of each, ``[matrices, 5]``: per tier the input projection,
+    input and recurrent weights of each layer, the upsampling; then hidden and output layer of the MLP."""
     scales: NDArray[np.float32]
     """What one step of an int8 weight means, ``[rows of all matrices]``."""
     sums: NDArray[np.int32]
@@ -280,6 +283,12 @@ def quantize_positive(x: Any, out: Any) -> np.float32:
 
 
 @compiled
+def _address(plan: Plan, index: int, block: int) -> int:
+    """Of a block of a matrix."""
+    return plan.matrices[index, 1] + block * plan.matrices[index, 2] * (4 * ROWS)
+
+
+@compiled
 def product(
     plan: Plan,
     index: int,
@@ -313,7 +322,7 @@ def product(
         address, stride = bytes_.ctypes.data, bytes_.strides[0]
     block = first
     while block < last:
-        weights = plan.matrices[index, 1] + block * steps * (4 * ROWS)
+        weights = _address(plan, index, block)
         place = out.ctypes.data + (block * ROWS + shift) * 4
         if num == 1 and last - block >= 2:
             _pair(kind, weights, address, stride, steps, place, out_stride)
@@ -411,8 +420,14 @@ def _block_float32(
 
 
 @compiled
-def wait(streams: Streams, share: Share) -> None:
-    """Wait until all threads are here: spinning, for they are a microsecond away, then letting others run."""
+def wait(streams: Streams, share: Share, ahead: int) -> None:
+    """Wait until all threads are here: spinning, for they are a microsecond away, then letting others run.
+
+    Args:
+        streams: have the barrier.
+        share: this thread.
+        ahead: address of the weights that it needs next; their beginning is fetched meanwhile.
+    """
     if share.num_threads == 1:
         return
     streams.arrivals[share.thread, 0] += 1
@@ -421,6 +436,8 @@ def wait(streams: Streams, share: Share) -> None:
     atomic_increment(barrier)
     spins = 0
     while atomic_load(barrier) < goal:
+        if spins < _AHEAD:
+            prefetch(ahead + 64 * spins)
         spins += 1
         if spins > _SPINS:
             _yield_processor()
@@ -495,13 +512,13 @@ def step_tier(plan: Plan, streams: Streams, share: Share, frames: Any, tier: int
     if tier > 0:
         for stream in range(num):
             add(x[stream, lo:hi], streams.first[stream, lo:hi])
-    wait(streams, share)
+    wait(streams, share, _address(plan, _matrix(plan, tier) + 1, share.first))
     slot = len(plan.frame_sizes) * plan.n_rnn
     quantize(plan, streams, share, x, slot, False)
     old = streams.version[thread, tier]
     for layer in range(plan.n_rnn):
         _step_layer(plan, streams, share, x, slot, tier, layer, old)
-        wait(streams, share)
+        wait(streams, share, _address(plan, _matrix(plan, tier) + 3 + 2 * layer, share.first))
         x, slot = streams.hidden[tier, layer, 1 - old], _slot(plan, tier, layer)
         quantize(plan, streams, share, x, slot, False)
     streams.version[thread, tier] = 1 - old
@@ -559,6 +576,7 @@ def sample_level_mlp(plan: Plan, streams: Streams, share: Share, codes: Any, t: 
     fastest = plan.frame_sizes[tiers - 1]
     now = plan.frame_sizes[0] + t
     first, second = streams.first, streams.second
+    slot, index = tiers * plan.n_rnn + 1, tiers * (2 + 2 * plan.n_rnn)
     upsample(plan, streams, share, tiers - 1, t % fastest, first)
     for stream in range(len(first)):
         here = first[stream, lo:hi]
@@ -569,20 +587,19 @@ def sample_level_mlp(plan: Plan, streams: Streams, share: Share, codes: Any, t: 
             else:
                 add_bfloat16(here, plan.table16[j, code, lo:hi])
         relu(here)
-    wait(streams, share)
-    slot, index = tiers * plan.n_rnn + 1, tiers * (2 + 2 * plan.n_rnn)
+    wait(streams, share, _address(plan, index, share.first))
     bytes_, scales = streams.quantized[thread], streams.quantized_scales[thread]
     quantize(plan, streams, share, first, slot, True)
     product(plan, index, first, bytes_[slot], scales[slot], 0, second, 0, share.first, share.last)
     for stream in range(len(second)):
         relu(second[stream, lo:hi])
-    wait(streams, share)
+    wait(streams, share, _address(plan, index + 1, share.q_first))
     quantize(plan, streams, share, second, slot + 1, True)
     out = streams.logits
     product(
         plan, index + 1, second, bytes_[slot + 1], scales[slot + 1], 0, out, 0, share.q_first, share.q_last
     )
-    wait(streams, share)
+    wait(streams, share, _address(plan, index - 1, (t + 1) % fastest * plan.blocks + share.first))
 
 
 @compiled

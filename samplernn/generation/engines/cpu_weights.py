@@ -109,7 +109,7 @@ class _Matrices:
         row, entries = 0, []
         for packed, (kind, steps, rows) in zip(self._packed, self._entries, strict=True):
             memory[place : place + len(packed)] = packed
-            entries.append((kind, memory.ctypes.data + place, steps, row))
+            entries.append((kind, memory.ctypes.data + place, steps, row, rows // ROWS))
             place += len(packed)
             row += rows
         return memory, np.array(entries, np.int64)
