@@ -23,7 +23,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.extending import intrinsic
 
 ROWS = 64
@@ -45,7 +45,9 @@ Multiply = Callable[[Any, Values, Any, Any, Values], Values]
 
 def dot_instruction() -> str:
     """The processor's dot product of four unsigned and four signed bytes: avx512, avx or none."""
-    features = llvm.get_host_cpu_features()
+    features = dict(llvm.get_host_cpu_features())
+    if config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES: compile as for another processor
+        features = {name[1:]: name[0] == "+" for name in config.CPU_FEATURES.split(",") if name}
     if features.get("avx512vnni"):
         return "avx512"
     return "avx" if features.get("avxvnni") else "none"
