@@ -5,7 +5,9 @@ draw. The threads share each layer out by units (blocks of 64 rows). A layer nee
 one before it, so the threads wait for each other between layers: three times per sample, and
 `1 + n_rnn` times per step of a tier. Conditioning is upsampled where it is used, by the thread that uses it.
 
-Numba compiles this file when it is first used and keeps the result on disk.
+Numba compiles this file when it is first used and keeps the result on disk. It is one file because Numba
+compiles again when the file of `run` has changed, and does not look at others: whoever edits
+`cpu_kernels.py` has to touch this one.
 """
 
 from __future__ import annotations
