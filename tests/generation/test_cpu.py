@@ -18,7 +18,7 @@ from numba import njit
 from samplernn.config import ModelConfig
 from samplernn.generation.engines import cpu_program, open_engine
 from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace, sharings
-from samplernn.generation.engines.cpu_kernels import PER_STEP, ROWS, dot_instruction, matrix_product
+from samplernn.generation.engines.cpu_kernels import PER_STEP, ROWS, STEPS, dot_instruction, matrix_product
 from samplernn.generation.engines.cpu_weights import pack, to_bfloat16
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.checkpoint import load
@@ -33,7 +33,7 @@ DOTS = {"avx512": ("none", "avx", "avx512"), "avx": ("none", "avx"), "none": ("n
 @pytest.mark.parametrize("streams", [1, 2, 6])
 def test_a_packed_product_is_the_product(dtype: str, dot: str, streams: int) -> None:
     rng = np.random.default_rng(streams)
-    rows, inputs = 2 * ROWS, 36
+    rows, inputs = 2 * ROWS, 3 * STEPS * PER_STEP[dtype]
     if dtype == "int8":  # the extremes too: sums of 255 * -127 must not saturate
         weights = rng.choice(np.array([-127, -1, 0, 5, 127]), (rows, inputs)).astype(np.int8)
         x = rng.choice(np.array([0, 1, 128, 255]), (streams, inputs)).astype(np.uint8)

@@ -75,20 +75,21 @@ def test_the_limit_is_what_reading_and_multiplying_take(monkeypatch: pytest.Monk
 def test_reading_alone_reads_every_weight_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig(frame_sizes=(16, 4), dim=130, n_rnn=2, q_levels=100, embedding_dim=4)
     plan = CpuEngine(SampleRNN(config), "int8", threads=1).plan
-    read: dict[tuple[int, int, int], int] = {}
+    read: dict[tuple[int, int], int] = {}
 
-    def count(plan: object, index: int, begin: int, blocks: int, thread: int, threads: int) -> int:
-        for block in range(begin, begin + blocks):
-            read[index, block, thread] = read.get((index, block, thread), 0) + 1
+    def count(address: int, size: int) -> int:
+        read[address, size] = read.get((address, size), 0) + 1
         return 0
 
-    monkeypatch.setattr(cpu_limits, "_read_part", count)
-    cpu_limits._read_weights.py_func(plan, 0, 1, 16)
-    expected = {}
-    for tier, (frame, ratio) in enumerate(((16, 4), (4, 4))):
-        for index in range(6 * tier + 1, 6 * tier + 5):  # 3 gates of 3 blocks
-            expected.update({(index, block, 0): 16 // frame for block in range(9)})
-        expected.update({(6 * tier + 5, block, 0): 16 // frame for block in range(3 * ratio)})
-    expected.update({(12, block, 0): 16 for block in range(3)})
-    expected.update({(13, block, 0): 16 for block in range(2)})
+    monkeypatch.setattr(cpu_limits, "_read", count)
+    monkeypatch.setattr(cpu_limits, "_read_part", cpu_limits._read_part.py_func)
+    for thread in range(2):
+        cpu_limits._read_weights.py_func(plan, thread, 2, 16)
+    expected: dict[tuple[int, int], int] = {}
+    times = {**dict.fromkeys(range(1, 6), 1), **dict.fromkeys(range(7, 12), 4), 12: 16, 13: 16}
+    for index, often in times.items():  # of two tiers, each after its input projection, and of the MLP
+        _, address, steps, _, blocks = (int(number) for number in plan.matrices[index])
+        half, block_size = blocks // 2, 256 * steps
+        expected[address, half * block_size] = often
+        expected[address + half * block_size, (blocks - half) * block_size] = often
     assert read == expected

@@ -177,7 +177,7 @@ class CpuEngine:
         config, packed, network = self.model.config, self._packed, self._state.network
         history = network.history[rows].detach().numpy()
         num, tiers, layers = len(history), len(network.rnn), config.n_rnn
-        slots = tiers * layers + 3
+        slots, steps = tiers * layers + 3, max(tier.ratio for tier in self.model.tiers())
 
         def zeros(*shape: int) -> NDArray[np.float32]:
             return np.zeros(shape, np.float32)
@@ -187,6 +187,7 @@ class CpuEngine:
             hidden=zeros(tiers, layers, 2, num, packed.units),
             cell=zeros(tiers, layers, num, packed.units),
             version=np.zeros((threads, tiers), np.int64),
+            conditioning=zeros(tiers, num, packed.units * (steps if num <= cpu_program.FEW else 1)),
             tier_input=zeros(num, packed.units),
             first=zeros(num, packed.units),
             second=zeros(num, packed.units),

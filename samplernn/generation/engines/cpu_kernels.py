@@ -19,7 +19,7 @@ itself, the dot product of four bytes (`vpdpbusd`), is named where the processor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -28,6 +28,8 @@ from numba.extending import intrinsic
 
 ROWS = 64
 """Rows of a block."""
+STEPS = 4
+"""Steps come in multiples of this."""
 PER_STEP = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Inputs of a step: weights in four bytes."""
 ALIGNMENT = 64
@@ -56,21 +58,26 @@ def dot_instruction() -> str:
 def matrix_product(dtype: str, streams: int, dot: str = "none", blocks: int = 1) -> Any:
     """A function for Numba: a block of a packed matrix times the inputs of some streams.
 
+    A sum has to wait for the one before it, so a single stream needs more sums than a block has vectors to
+    keep the processor busy. Sums of integers are split by steps: the weights are then read in one sequence,
+    which caches deliver fastest. Floats would add up to something else, and take two blocks side by side.
+
     Args:
         dtype: of the weights.
         streams: inputs side by side; each weight that is read serves all of them.
         dot: for int8, see `dot_instruction`.
-        blocks: adjacent blocks at a time. A sum has to wait for the one before it; more sums side by side
-            keep the processor busy meanwhile, as more streams do.
+        blocks: adjacent blocks side by side.
 
     Returns:
-        ``kernel(weights, x, x_stride, steps, out, out_stride)``, all int64: addresses of the block, the first
-        input and the first output, and the bytes from one stream's to the next. Inputs are float32, or
-        unsigned bytes for int8; outputs are 64 float32, or int32 for int8.
+        ``kernel(weights, x, x_stride, steps, out, out_stride)``, all int64: addresses of the first block, the
+        first input and the first output, and the bytes from one stream's to the next. Inputs are float32,
+        or unsigned bytes for int8; outputs are 64 float32 per block, or int32 for int8.
     """
     multiply = {"float32": _multiply_float32, "bfloat16": _multiply_bfloat16, "int8": _MULTIPLY_INT8[dot]}[
         dtype
     ]
+    is_split = dtype == "int8" and streams == 1
+    shape = _Shape(streams, blocks, STEPS if is_split else 1, 2 if is_split else 1)
     sums = _INTS if dtype == "int8" else _FLOATS
 
     @intrinsic
@@ -78,7 +85,7 @@ def matrix_product(dtype: str, streams: int, dot: str = "none", blocks: int = 1)
         typing: Any, weights: Any, x: Any, x_stride: Any, steps: Any, out: Any, out_stride: Any
     ) -> tuple[Any, Any]:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _emit_loop(builder, multiply, sums, blocks, streams, *arguments)
+            _emit_loop(builder, multiply, sums, shape, *arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate
@@ -86,12 +93,21 @@ def matrix_product(dtype: str, streams: int, dot: str = "none", blocks: int = 1)
     return kernel
 
 
+class _Shape(NamedTuple):
+    """What one turn of the loop does."""
+
+    streams: int
+    blocks: int
+    steps: int
+    chains: int
+    """Sums that take steps by turns, and are added up at the end."""
+
+
 def _emit_loop(
     builder: Any,
     multiply: Multiply,
     sum_type: Any,
-    blocks: int,
-    streams: int,
+    shape: _Shape,
     weights: Any,
     x: Any,
     x_stride: Any,
@@ -105,31 +121,102 @@ def _emit_loop(
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    step = builder.phi(_LONG)
-    sums = [builder.phi(sum_type) for _ in range(blocks * streams * _VECTORS)]
-    new: list[Any] = []
-    for block in range(blocks):
-        here = builder.add(weights, builder.mul(steps, _LONG(4 * ROWS * block)))
-        here = builder.add(here, builder.mul(step, _LONG(4 * ROWS)))
-        vectors = [_load(builder, here, ALIGNMENT * v, _INTS, ALIGNMENT) for v in range(_VECTORS)]
-        for stream in range(streams):
-            mine = builder.add(x, builder.mul(x_stride, _LONG(stream)))
-            new += multiply(builder, vectors, mine, step, sums[len(new) : len(new) + _VECTORS])
-    following = builder.add(step, _LONG(1))
+    first = builder.phi(_LONG)
+    count = shape.blocks * shape.streams * _VECTORS
+    sums = [[builder.phi(sum_type) for _ in range(count)] for _ in range(shape.chains)]
+    new: list[list[Any]] = [list(chain) for chain in sums]
+    for index in range(shape.steps):
+        step, chain = builder.add(first, _LONG(index)), new[index % shape.chains]
+        for block in range(shape.blocks):
+            here = builder.add(weights, builder.mul(steps, _LONG(4 * ROWS * block)))
+            here = builder.add(here, builder.mul(step, _LONG(4 * ROWS)))
+            vectors = [_load(builder, here, ALIGNMENT * v, _INTS, ALIGNMENT) for v in range(_VECTORS)]
+            for stream in range(shape.streams):
+                mine = builder.add(x, builder.mul(x_stride, _LONG(stream)))
+                begin = (block * shape.streams + stream) * _VECTORS
+                part = slice(begin, begin + _VECTORS)
+                chain[part] = multiply(builder, vectors, mine, step, chain[part])
+    following = builder.add(first, _LONG(shape.steps))
     builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
-    for phi, first, last in zip(
-        [step, *sums], [_LONG(0)] + [ir.Constant(sum_type, None)] * len(sums), [following, *new], strict=True
-    ):
-        phi.add_incoming(first, before)
-        phi.add_incoming(last, loop)
+    first.add_incoming(_LONG(0), before)
+    first.add_incoming(following, loop)
+    for phis, lasts in zip(sums, new, strict=True):
+        for phi, last in zip(phis, lasts, strict=True):
+            phi.add_incoming(ir.Constant(sum_type, None), before)
+            phi.add_incoming(last, loop)
 
     builder.position_at_end(after)
-    for index, value in enumerate(new):
+    for index, value in enumerate(new[0]):
+        for chain in new[1:]:
+            value = builder.add(value, chain[index])
         rest, vector = divmod(index, _VECTORS)
-        block, stream = divmod(rest, streams)
+        block, stream = divmod(rest, shape.streams)
         place = builder.add(out, builder.mul(out_stride, _LONG(stream)))
         place = builder.add(place, _LONG(4 * (ROWS * block + _LANES * vector)))
         builder.store(value, builder.inttoptr(place, sum_type.as_pointer()), align=4)
+
+
+def row_sum(dtype: str) -> Any:
+    """A function for Numba: 64 numbers of a vector plus those of one row of each of several tables.
+
+    Args:
+        dtype: of the tables: float32 or bfloat16.
+
+    Returns:
+        ``kernel(start, tables, table_stride, row_stride, rows, count, out)``, all int64: addresses of the
+        vector and of the first table; bytes from one table to the next and from row to row; address of the
+        row numbers (int64), how many they are, and address of the result, float32.
+    """
+    lanes = ir.VectorType(ir.IntType(16), _LANES)
+
+    def load(builder: Any, address: Any, vector: int) -> Any:
+        if dtype == "float32":
+            return _load(builder, address, ALIGNMENT * vector, _FLOATS, 4)
+        half = _load(builder, address, ALIGNMENT // 2 * vector, lanes, 2)
+        return builder.bitcast(builder.shl(builder.zext(half, _INTS), _constant(16)), _FLOATS)
+
+    @intrinsic
+    def kernel(
+        typing: Any,
+        start: Any,
+        tables: Any,
+        table_stride: Any,
+        row_stride: Any,
+        rows: Any,
+        count: Any,
+        out: Any,
+    ) -> tuple[Any, Any]:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            start, tables, table_stride, row_stride, rows, count, out = arguments
+            before = builder.basic_block
+            loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+            vectors = [_load(builder, start, ALIGNMENT * v, _FLOATS, 4) for v in range(_VECTORS)]
+            builder.branch(loop)
+
+            builder.position_at_end(loop)
+            index = builder.phi(_LONG)
+            sums = [builder.phi(_FLOATS) for _ in range(_VECTORS)]
+            row = _load(builder, _at(builder, rows, index, 8), 0, _LONG, 8)
+            here = builder.add(tables, builder.mul(index, table_stride))
+            here = builder.add(here, builder.mul(row, row_stride))
+            new = [builder.fadd(total, load(builder, here, v)) for v, total in enumerate(sums)]
+            following = builder.add(index, _LONG(1))
+            builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+            index.add_incoming(_LONG(0), before)
+            index.add_incoming(following, loop)
+            for phi, initial, last in zip(sums, vectors, new, strict=True):
+                phi.add_incoming(initial, before)
+                phi.add_incoming(last, loop)
+
+            builder.position_at_end(after)
+            for v, value in enumerate(new):
+                place = builder.inttoptr(builder.add(out, _LONG(ALIGNMENT * v)), _FLOATS.as_pointer())
+                builder.store(value, place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return kernel
 
 
 def _multiply_float32(builder: Any, vectors: Values, x: Any, step: Any, sums: Values) -> Values:
@@ -249,17 +336,3 @@ def atomic_load(typing: Any, address: Any) -> tuple[Any, Any]:
         return builder.load_atomic(place, "acquire", 8)
 
     return types.int64(types.int64), generate
-
-
-@intrinsic
-def prefetch(typing: Any, address: Any) -> tuple[Any, Any]:
-    """Ask for the cache line at an address, without waiting for it."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), (place, _INT, _INT, _INT))
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", (place,), kind)
-        builder.call(fetch, (builder.inttoptr(arguments[0], place), _INT(0), _INT(3), _INT(1)))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from samplernn.generation.engines import cpu_program
 from samplernn.generation.engines.cpu_kernels import PER_STEP, ROWS
-from samplernn.generation.engines.cpu_program import compiled
+from samplernn.generation.engines.cpu_program import Plan, compiled
 
 LEVELS = {"L2": 2**19, "L3": 2**23, "memory": 2**28}
 """Bytes per core that are read again and again to find a level's rate: well inside it, and outside of the
@@ -72,36 +72,32 @@ def _multiply_often(plan: Any, x: Any, bytes_: Any, scales: Any, out: Any, block
 
 
 @compiled
-def _read_weights(plan: Any, thread: int, threads: int, length: int) -> int:
+def _read_weights(plan: Plan, thread: int, threads: int, length: int) -> int:
     """Read this thread's part of the weights that `length` samples need, in the order of their use."""
     total = 0
     tiers, per_tier = len(plan.frame_sizes), 2 + 2 * plan.n_rnn
     for t in range(length):
         for tier in range(tiers):
-            frame, first = plan.frame_sizes[tier], tier * per_tier
-            if t % frame == 0:
-                for index in range(first + 1, first + per_tier - 1):
-                    total ^= _read_part(plan, index, 0, plan.matrices[index, 4], thread, threads)
-            step = plan.frame_sizes[tier + 1] if tier + 1 < tiers else 1
-            if t % step == 0:
-                begin = t % frame // step * plan.blocks
-                total ^= _read_part(plan, first + per_tier - 1, begin, plan.blocks, thread, threads)
+            if t % plan.frame_sizes[tier] == 0:  # all but the input projection, which is small
+                for index in range(tier * per_tier + 1, (tier + 1) * per_tier):
+                    total ^= _read_part(plan, index, thread, threads)
         for index in (tiers * per_tier, tiers * per_tier + 1):
-            total ^= _read_part(plan, index, 0, plan.matrices[index, 4], thread, threads)
+            total ^= _read_part(plan, index, thread, threads)
     return total
 
 
 @compiled
-def _read_part(plan: Any, index: int, begin: int, blocks: int, thread: int, threads: int) -> int:
-    """A thread's share of some blocks of a matrix."""
-    first, last = begin + blocks * thread // threads, begin + blocks * (thread + 1) // threads
+def _read_part(plan: Plan, index: int, thread: int, threads: int) -> int:
+    """A thread's share of a matrix."""
+    blocks = plan.matrices[index, 4]
+    first, last = blocks * thread // threads, blocks * (thread + 1) // threads
     if first == last:
         return 0
     size = (last - first) * plan.matrices[index, 2] * (4 * ROWS)
     return _read(cpu_program._address(plan, index, first), size // 512 * 512)
 
 
-def weights_rate(plan: cpu_program.Plan, threads: int) -> float:
+def weights_rate(plan: Plan, threads: int) -> float:
     """Samples per second, if the weights of each were read in order, and nothing else were to do."""
     length = int(plan.frame_sizes[0])
 
@@ -128,7 +124,7 @@ def multiply_rate(dtype: str, threads: int, streams: int = 6 * 8) -> float:
     rows, inputs = 4 * ROWS, 512
     memory = _aligned(4 * rows * inputs // PER_STEP[dtype])
     none = np.zeros((0, 1, 1))
-    plan = cpu_program.Plan(
+    plan = Plan(
         frame_sizes=np.array([1]),
         q_levels=1,
         n_rnn=1,

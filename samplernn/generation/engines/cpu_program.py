@@ -3,7 +3,7 @@
 `run` is the program, top down: for every sample the tiers whose frame begins, the sample-level MLP, the
 draw. The threads share each layer out by units (blocks of 64 rows). A layer needs all units of the
 one before it, so the threads wait for each other between layers: three times per sample, and
-`1 + n_rnn` times per step of a tier. Conditioning is upsampled where it is used, by the thread that uses it.
+`1 + n_rnn` times per step of a tier. Conditioning is upsampled by the thread that uses it.
 
 Numba compiles this file when it is first used and keeps the result on disk. It is one file because Numba
 compiles again when the file of `run` has changed, and does not look at others: whoever edits
@@ -28,7 +28,7 @@ from samplernn.generation.engines.cpu_kernels import (
     atomic_load,
     dot_instruction,
     matrix_product,
-    prefetch,
+    row_sum,
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,11 +47,13 @@ _DOT = dot_instruction()
 _int8_1, _int8_2, _int8_4, _int8_6 = (matrix_product("int8", n, _DOT) for n in (1, 2, 4, 6))
 _bfloat16_1, _bfloat16_2, _bfloat16_4 = (matrix_product("bfloat16", n) for n in (1, 2, 4))
 _float32_1, _float32_2, _float32_4, _float32_6 = (matrix_product("float32", n) for n in (1, 2, 4, 6))
-_int8_pair = matrix_product("int8", 1, _DOT, blocks=2)
-_bfloat16_pair = matrix_product("bfloat16", 1, blocks=2)
-_float32_pair = matrix_product("float32", 1, blocks=2)
-_AHEAD = 1024
-"""Cache lines of the next weights that a waiting thread asks for, one per look at the barrier."""
+_bfloat16_pair, _float32_pair = (
+    matrix_product("bfloat16", 1, blocks=2),
+    matrix_product("float32", 1, blocks=2),
+)
+_sum_float32, _sum_bfloat16 = row_sum("float32"), row_sum("bfloat16")
+FEW = 4
+"""See `upsample`."""
 _SPINS = 4096
 """Looks at the barrier before a thread lets others run."""
 _yield_processor = types.ExternalFunction(
@@ -98,6 +100,8 @@ class Streams(NamedTuple):
     """Of an LSTM, ``[tiers, n_rnn, B, U]``."""
     version: NDArray[np.int64]
     """Which version of `hidden` is valid, as each thread knows, ``[threads, tiers]``."""
+    conditioning: NDArray[np.float32]
+    """Each tier's for the steps of the one below, ``[tiers, B, steps * U]``."""
     tier_input: NDArray[np.float32]
     """``[B, U]``."""
     first: NDArray[np.float32]
@@ -195,47 +199,41 @@ def tanh(x: np.float32) -> np.float32:
 
 
 @compiled
-def gru(x: Any, h: Any, old: Any, new: Any, units: int, lo: int) -> None:
-    """One step of some units (Cho et al., 2014; the reset gate after the recurrent product, as in cuDNN).
+def gru(x: Any, h: Any, old: Any, new: Any) -> None:
+    """One step of some blocks of units (Cho et al., 2014; reset after the recurrent product, as in cuDNN).
 
     Args:
-        x: gates from the input, float32 ``[gates, units]`` in one row: reset, update, new.
+        x: gates from the input, float32 ``[blocks * 3 * 64]``: of each block reset, update, new.
         h: gates from the hidden vector, alike.
-        old: hidden vector, ``[n]``, units lo … lo + n - 1.
+        old: hidden vector, ``[blocks * 64]``.
         new: the next one.
-        units: all units, the distance between gates.
-        lo: first unit.
     """
-    xr, xz, xn = x[lo:], x[units + lo :], x[2 * units + lo :]
-    hr, hz, hn = h[lo:], h[units + lo :], h[2 * units + lo :]
-    for i in range(old.shape[0]):
-        reset = sigmoid(xr[i] + hr[i])
-        update = sigmoid(xz[i] + hz[i])
-        fresh = tanh(xn[i] + reset * hn[i])
-        new[i] = fresh + update * (old[i] - fresh)
+    for lo in range(0, old.shape[0], ROWS):
+        for i in range(ROWS):
+            gate, unit = 3 * lo + i, lo + i
+            reset = sigmoid(x[gate] + h[gate])
+            update = sigmoid(x[gate + ROWS] + h[gate + ROWS])
+            fresh = tanh(x[gate + 2 * ROWS] + reset * h[gate + 2 * ROWS])
+            new[unit] = fresh + update * (old[unit] - fresh)
 
 
 @compiled
-def lstm(x: Any, h: Any, cell: Any, new: Any, units: int, lo: int) -> None:
-    """One step of some units (Hochreiter & Schmidhuber, 1997); input, forget, cell, output. As `gru`."""
-    xi, xf, xc, xo = x[lo:], x[units + lo :], x[2 * units + lo :], x[3 * units + lo :]
-    hi, hf, hc, ho = h[lo:], h[units + lo :], h[2 * units + lo :], h[3 * units + lo :]
-    for i in range(cell.shape[0]):
-        value = sigmoid(xf[i] + hf[i]) * cell[i] + sigmoid(xi[i] + hi[i]) * tanh(xc[i] + hc[i])
-        cell[i] = value
-        new[i] = sigmoid(xo[i] + ho[i]) * tanh(value)
+def lstm(x: Any, h: Any, cell: Any, new: Any) -> None:
+    """One step of some blocks (Hochreiter & Schmidhuber, 1997); input, forget, cell, output. As `gru`."""
+    for lo in range(0, cell.shape[0], ROWS):
+        for i in range(ROWS):
+            gate, unit = 4 * lo + i, lo + i
+            keep = sigmoid(x[gate + ROWS] + h[gate + ROWS]) * cell[unit]
+            fresh = tanh(x[gate + 2 * ROWS] + h[gate + 2 * ROWS])
+            value = keep + sigmoid(x[gate] + h[gate]) * fresh
+            cell[unit] = value
+            new[unit] = sigmoid(x[gate + 3 * ROWS] + h[gate + 3 * ROWS]) * tanh(value)
 
 
 @compiled
 def add(total: Any, x: Any) -> None:
     for i in range(total.shape[0]):
         total[i] += x[i]
-
-
-@compiled
-def add_bfloat16(total: Any, x: Any) -> None:
-    for i in range(total.shape[0]):
-        total[i] += as_float(np.int32(x[i]) << np.int32(16))
 
 
 @compiled
@@ -326,8 +324,11 @@ def product(
     while block < last:
         weights = _address(plan, index, block)
         place = out.ctypes.data + (block * ROWS + shift) * 4
-        if num == 1 and last - block >= 2:
-            _pair(kind, weights, address, stride, steps, place, out_stride)
+        if num == 1 and kind != INT8 and last - block >= 2:
+            if kind == BFLOAT16:
+                _bfloat16_pair(weights, address, stride, steps, place, out_stride)
+            else:
+                _float32_pair(weights, address, stride, steps, place, out_stride)
             block += 2
             continue
         if kind == INT8:
@@ -347,17 +348,6 @@ def product(
             _from_int8(here, scales, sums, biases, byte_scales[stream], zero)
         else:
             add(here, biases)
-
-
-@compiled
-def _pair(kind: int, weights: int, x: int, stride: int, steps: int, out: int, out_stride: int) -> None:
-    """Two blocks for a single stream."""
-    if kind == INT8:
-        _int8_pair(weights, x, stride, steps, out, out_stride)
-    elif kind == BFLOAT16:
-        _bfloat16_pair(weights, x, stride, steps, out, out_stride)
-    else:
-        _float32_pair(weights, x, stride, steps, out, out_stride)
 
 
 @compiled
@@ -422,14 +412,8 @@ def _block_float32(
 
 
 @compiled
-def wait(streams: Streams, share: Share, ahead: int) -> None:
-    """Wait until all threads are here: spinning, for they are a microsecond away, then letting others run.
-
-    Args:
-        streams: have the barrier.
-        share: this thread.
-        ahead: address of the weights that it needs next; their beginning is fetched meanwhile.
-    """
+def wait(streams: Streams, share: Share) -> None:
+    """Wait until all threads are here: spinning, for they are a microsecond away, then letting others run."""
     if share.num_threads == 1:
         return
     streams.arrivals[share.thread, 0] += 1
@@ -438,8 +422,6 @@ def wait(streams: Streams, share: Share, ahead: int) -> None:
     atomic_increment(barrier)
     spins = 0
     while atomic_load(barrier) < goal:
-        if spins < _AHEAD:
-            prefetch(ahead + 64 * spins)
         spins += 1
         if spins > _SPINS:
             _yield_processor()
@@ -463,6 +445,12 @@ def _matrix(plan: Plan, tier: int) -> int:
 
 
 @compiled
+def _ratio(plan: Plan, tier: int) -> int:
+    """Steps of the tier below during one of a tier."""
+    return plan.matrices[_matrix(plan, tier) + 1 + 2 * plan.n_rnn, 4] // plan.blocks
+
+
+@compiled
 def quantize(plan: Plan, streams: Streams, share: Share, x: Any, slot: int, positive: bool) -> None:
     """The bytes of a vector of all streams. Every thread makes its own, which is cheaper than sharing."""
     if not plan.has_int8:
@@ -474,53 +462,57 @@ def quantize(plan: Plan, streams: Streams, share: Share, x: Any, slot: int, posi
 
 
 @compiled
-def upsample(plan: Plan, streams: Streams, share: Share, tier: int, step: int, out: Any) -> None:
-    """A tier's conditioning for one step of the tier below; this thread's units of it."""
-    units = plan.blocks * ROWS
-    slot = _slot(plan, tier, plan.n_rnn - 1)
-    hidden = streams.hidden[tier, plan.n_rnn - 1, streams.version[share.thread, tier]]
-    product(
-        plan,
-        _matrix(plan, tier) + 1 + 2 * plan.n_rnn,
-        hidden,
-        streams.quantized[share.thread, slot],
-        streams.quantized_scales[share.thread, slot],
-        SIGNED_ZERO,
-        out,
-        -step * units,
-        step * plan.blocks + share.first,
-        step * plan.blocks + share.last,
-    )
+def upsample(plan: Plan, streams: Streams, share: Share, tier: int, step: int) -> None:
+    """Make a tier's conditioning for a step of the tier below; this thread's units of it.
+
+    A few streams get it for all steps at once, before the first: the weights are read in one go, and those
+    of the MLP stay in the core's own cache from sample to sample. For many it would fill that cache itself.
+    """
+    ratio, thread = _ratio(plan, tier), share.thread
+    index, slot = _matrix(plan, tier) + 1 + 2 * plan.n_rnn, _slot(plan, tier, plan.n_rnn - 1)
+    hidden = streams.hidden[tier, plan.n_rnn - 1, streams.version[thread, tier]]
+    bytes_, scales = streams.quantized[thread, slot], streams.quantized_scales[thread, slot]
+    out = streams.conditioning[tier]
+    if len(hidden) > FEW:
+        for block in range(share.first, share.last):
+            row = block * ratio + step
+            product(plan, index, hidden, bytes_, scales, SIGNED_ZERO, out, (block - row) * ROWS, row, row + 1)
+    elif step == 0:
+        first, last = share.first * ratio, share.last * ratio
+        product(plan, index, hidden, bytes_, scales, SIGNED_ZERO, out, 0, first, last)
+
+
+@compiled
+def _column(plan: Plan, streams: Streams, tier: int, step: int, block: int) -> int:
+    """Where `upsample` puts a block of units."""
+    if len(streams.first) > FEW:
+        return block * ROWS
+    return (block * _ratio(plan, tier) + step) * ROWS
 
 
 @compiled
 def step_tier(plan: Plan, streams: Streams, share: Share, frames: Any, tier: int, t: int) -> None:
     """One step of a frame-level tier: frame and conditioning in, new hidden vectors out."""
-    lo, hi = share.first * ROWS, share.last * ROWS
     thread, num = share.thread, len(streams.tier_input)
     no_bytes, no_scales = streams.quantized[thread, 0], streams.quantized_scales[thread, 0]
     # The input projection is small, and always float32.
     x = streams.tier_input
-    if tier > 0:
-        upsample(
-            plan,
-            streams,
-            share,
-            tier - 1,
-            t % plan.frame_sizes[tier - 1] // plan.frame_sizes[tier],
-            streams.first,
-        )
     product(plan, _matrix(plan, tier), frames, no_bytes, no_scales, 0, x, 0, share.first, share.last)
     if tier > 0:
+        step = t % plan.frame_sizes[tier - 1] // plan.frame_sizes[tier]
+        upsample(plan, streams, share, tier - 1, step)
         for stream in range(num):
-            add(x[stream, lo:hi], streams.first[stream, lo:hi])
-    wait(streams, share, _address(plan, _matrix(plan, tier) + 1, share.first))
+            for block in range(share.first, share.last):
+                lo, there = block * ROWS, _column(plan, streams, tier - 1, step, block)
+                conditioning = streams.conditioning[tier - 1, stream, there : there + ROWS]
+                add(x[stream, lo : lo + ROWS], conditioning)
+    wait(streams, share)
     slot = len(plan.frame_sizes) * plan.n_rnn
     quantize(plan, streams, share, x, slot, False)
     old = streams.version[thread, tier]
     for layer in range(plan.n_rnn):
         _step_layer(plan, streams, share, x, slot, tier, layer, old)
-        wait(streams, share, _address(plan, _matrix(plan, tier) + 3 + 2 * layer, share.first))
+        wait(streams, share)
         x, slot = streams.hidden[tier, layer, 1 - old], _slot(plan, tier, layer)
         quantize(plan, streams, share, x, slot, False)
     streams.version[thread, tier] = 1 - old
@@ -535,39 +527,46 @@ def _step_layer(
     hidden, mine = streams.hidden[tier, layer, old], _slot(plan, tier, layer)
     new = streams.hidden[tier, layer, 1 - old]
     index = _matrix(plan, tier) + 1 + 2 * layer
-    for gate in range(4 if plan.is_lstm else 3):
-        first, last = gate * plan.blocks + share.first, gate * plan.blocks + share.last
-        product(
-            plan,
-            index,
-            x,
-            streams.quantized[thread, slot],
-            streams.quantized_scales[thread, slot],
-            SIGNED_ZERO,
-            streams.from_input,
-            0,
-            first,
-            last,
-        )
-        product(
-            plan,
-            index + 1,
-            hidden,
-            streams.quantized[thread, mine],
-            streams.quantized_scales[thread, mine],
-            SIGNED_ZERO,
-            streams.from_hidden,
-            0,
-            first,
-            last,
-        )
-    units = plan.blocks * ROWS
+    gates = 4 if plan.is_lstm else 3
+    first, last = share.first * gates, share.last * gates
+    bytes_, scales = streams.quantized[thread], streams.quantized_scales[thread]
+    from_input, from_hidden = streams.from_input, streams.from_hidden
+    product(plan, index, x, bytes_[slot], scales[slot], SIGNED_ZERO, from_input, 0, first, last)
+    product(plan, index + 1, hidden, bytes_[mine], scales[mine], SIGNED_ZERO, from_hidden, 0, first, last)
     for stream in range(len(x)):
-        gates_x, gates_h = streams.from_input[stream], streams.from_hidden[stream]
+        gates_x = from_input[stream, first * ROWS : last * ROWS]
+        gates_h = from_hidden[stream, first * ROWS : last * ROWS]
         if plan.is_lstm:
-            lstm(gates_x, gates_h, streams.cell[tier, layer, stream, lo:hi], new[stream, lo:hi], units, lo)
+            lstm(gates_x, gates_h, streams.cell[tier, layer, stream, lo:hi], new[stream, lo:hi])
         else:
-            gru(gates_x, gates_h, hidden[stream, lo:hi], new[stream, lo:hi], units, lo)
+            gru(gates_x, gates_h, hidden[stream, lo:hi], new[stream, lo:hi])
+
+
+@compiled
+def first_layer(plan: Plan, streams: Streams, share: Share, stream: int, codes: Any, step: int) -> None:
+    """First layer of the MLP for one sample of a stream: conditioning, and per sample heard a row of a table.
+
+    Args:
+        plan: has the tables.
+        streams: have the conditioning.
+        share: this thread, which does its own units.
+        stream: which one.
+        codes: the last frame of the fastest tier.
+        step: of the fastest tier's conditioning.
+    """
+    tier = len(plan.frame_sizes) - 1
+    conditioning, out = streams.conditioning[tier, stream].ctypes.data, streams.first[stream].ctypes.data
+    rows, count = codes.ctypes.data, len(codes)
+    for block in range(share.first, share.last):
+        start = conditioning + _column(plan, streams, tier, step, block) * 4
+        here = out + block * (4 * ROWS)
+        if len(plan.table):
+            table, stride, row = plan.table.ctypes.data, plan.table.strides[0], plan.table.strides[1]
+            _sum_float32(start, table + block * (4 * ROWS), stride, row, rows, count, here)
+        else:
+            table, stride, row = plan.table16.ctypes.data, plan.table16.strides[0], plan.table16.strides[1]
+            _sum_bfloat16(start, table + block * (2 * ROWS), stride, row, rows, count, here)
+    relu(streams.first[stream, share.first * ROWS : share.last * ROWS])
 
 
 @compiled
@@ -579,29 +578,22 @@ def sample_level_mlp(plan: Plan, streams: Streams, share: Share, codes: Any, t: 
     now = plan.frame_sizes[0] + t
     first, second = streams.first, streams.second
     slot, index = tiers * plan.n_rnn + 1, tiers * (2 + 2 * plan.n_rnn)
-    upsample(plan, streams, share, tiers - 1, t % fastest, first)
+    upsample(plan, streams, share, tiers - 1, t % fastest)
     for stream in range(len(first)):
-        here = first[stream, lo:hi]
-        for j in range(fastest):
-            code = codes[stream, now - fastest + j]
-            if len(plan.table):
-                add(here, plan.table[j, code, lo:hi])
-            else:
-                add_bfloat16(here, plan.table16[j, code, lo:hi])
-        relu(here)
-    wait(streams, share, _address(plan, index, share.first))
+        first_layer(plan, streams, share, stream, codes[stream, now - fastest : now], t % fastest)
+    wait(streams, share)
     bytes_, scales = streams.quantized[thread], streams.quantized_scales[thread]
     quantize(plan, streams, share, first, slot, True)
     product(plan, index, first, bytes_[slot], scales[slot], 0, second, 0, share.first, share.last)
     for stream in range(len(second)):
         relu(second[stream, lo:hi])
-    wait(streams, share, _address(plan, index + 1, share.q_first))
+    wait(streams, share)
     quantize(plan, streams, share, second, slot + 1, True)
     out = streams.logits
     product(
         plan, index + 1, second, bytes_[slot + 1], scales[slot + 1], 0, out, 0, share.q_first, share.q_last
     )
-    wait(streams, share, _address(plan, index - 1, (t + 1) % fastest * plan.blocks + share.first))
+    wait(streams, share)
 
 
 @compiled

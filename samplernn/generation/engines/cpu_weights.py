@@ -8,13 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samplernn.generation.engines.cpu_kernels import ALIGNMENT, PER_STEP, ROWS
+from samplernn.generation.engines.cpu_kernels import ALIGNMENT, PER_STEP, ROWS, STEPS
 from samplernn.generation.engines.cpu_program import BFLOAT16, FLOAT32, INT8, Plan
 from samplernn.model.network import SampleRNN
 
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
-_INPUTS = 4
-"""Inputs are padded to a multiple of this, the most that a step takes."""
 
 
 class PackedNetwork:
@@ -83,8 +81,8 @@ class _Matrices:
             dtype: to store it in.
         """
         split = weight.detach().numpy().reshape(parts, -1, weight.shape[1])
-        padded = _padded(_padded(split, 1, ROWS), 2, _INPUTS)
-        full = padded.reshape(-1, padded.shape[2])  # [rows, inputs]
+        padded = _padded(_padded(split, 1, ROWS), 2, STEPS * PER_STEP[dtype])
+        full = _by_block(padded).reshape(-1, padded.shape[2])  # [rows, inputs]
         rows, inputs = full.shape
         scales, sums = np.ones(rows, np.float32), np.zeros(rows, np.int32)
         stored: NDArray[Any]
@@ -99,7 +97,7 @@ class _Matrices:
         self.scales.append(scales)
         self.sums.append(sums)
         assert bias is not None
-        biases = _padded(bias.detach().numpy().reshape(parts, -1), 1, ROWS)
+        biases = _by_block(_padded(bias.detach().numpy().reshape(parts, -1), 1, ROWS))
         self.biases.append(biases.reshape(-1).astype(np.float32))
 
     def in_memory(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -121,6 +119,12 @@ def pack(stored: NDArray[np.generic], per_step: int) -> NDArray[np.uint8]:
     blocks = stored.reshape(rows // ROWS, 4, ROWS // 4, inputs // per_step, per_step)
     ordered = blocks.transpose(0, 3, 1, 2, 4)  # [block, step, vector, row, weight]
     return np.ascontiguousarray(ordered).reshape(-1).view(np.uint8)
+
+
+def _by_block(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """From ``[parts, rows, …]`` to ``[blocks, parts, ROWS, …]``: what a thread works on lies in one piece."""
+    parts, count = rows.shape[:2]
+    return rows.reshape(parts, count // ROWS, ROWS, *rows.shape[2:]).swapaxes(0, 1)
 
 
 def to_bfloat16(x: NDArray[np.floating]) -> NDArray[np.uint16]:
