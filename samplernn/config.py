@@ -231,8 +231,8 @@ class TrainerConfig:
     """Machines; torchrun and srun say it themselves."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How several processes train together: always DistributedDataParallel."""
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
-    """Arithmetic of the network."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "auto"
+    """Arithmetic of the network; auto: bf16-mixed where the device multiplies bfloat16 fast, else 32-true."""
     max_steps: int = -1
     """End after this many steps (-1: no limit)."""
     max_epochs: int = -1

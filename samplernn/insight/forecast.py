@@ -22,6 +22,7 @@ from samplernn.audio.lanes import training_lanes
 from samplernn.config import Config, TrainerConfig
 from samplernn.model.network import SampleRNN
 from samplernn.training.scoring import Batch, evaluation_lanes, quick_check, score_chunk
+from samplernn.training.trainer import precision
 
 FIRST_RUN_STEPS = 3000
 """Steps after which a first listen is worth while, if the configuration plans no end."""
@@ -159,13 +160,13 @@ class _Step:
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        precision = config.trainer.precision
-        narrow = torch.bfloat16 if precision.startswith("bf16") else torch.float16
+        arithmetic = precision(config)
+        narrow = torch.bfloat16 if arithmetic.startswith("bf16") else torch.float16
         self.model = SampleRNN(config.model).to(device)
-        if precision.endswith("-true"):
+        if arithmetic.endswith("-true"):
             kinds = {"32": torch.float32, "64": torch.float64, "bf16": torch.bfloat16}
-            self.model.to(kinds[precision.removesuffix("-true")])
-        self._autocast = torch.autocast(device.type, narrow, enabled=precision.endswith("-mixed"))
+            self.model.to(kinds[arithmetic.removesuffix("-true")])
+        self._autocast = torch.autocast(device.type, narrow, enabled=arithmetic.endswith("-mixed"))
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr)
         self._config, self._device = config, device
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,5 +22,9 @@ def softmax_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     Returns:
         A float32 scalar (exact zero, with a gradient, if nothing is real).
     """
-    nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return (nll * mask.flatten()).sum()
+    with torch.autocast(
+        logits.device.type, enabled=False
+    ):  # it would make a float32 copy of the logits first
+        log_p = torch.log_softmax(logits.flatten(0, 1), dim=1, dtype=torch.float32)
+        nll = F.nll_loss(log_p, targets.flatten(), reduction="none")
+        return (nll * mask.flatten()).sum()

@@ -18,10 +18,11 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from samplernn.config import ModelConfig
@@ -238,10 +239,32 @@ def gather_and_add(table: Tensor, windows: Tensor) -> Tensor:
     Returns:
         ``[B, T, D]``.
     """
-    frame_size, q_levels, _ = table.shape
-    rows = windows + torch.arange(frame_size, device=windows.device) * q_levels  # row j·q + code
-    sums = F.embedding_bag(rows.flatten(0, 1), table.flatten(0, 1), mode="sum")  # [B·T, D]
-    return sums.unflatten(0, windows.shape[:2])
+    result: Tensor = _GatherAndAdd.apply(table, windows)
+    return result
+
+
+class _GatherAndAdd(torch.autograd.Function):
+    """`F.embedding_bag` with a backward pass that is faster on a CPU, and sums in at least float32: thousands
+    of gradients meet in the row of a common code."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, windows: Tensor) -> Tensor:
+        frame_size, q_levels, _ = table.shape
+        ctx.save_for_backward(windows)
+        ctx.table_shape, ctx.dtype = table.shape, table.dtype
+        rows = windows + torch.arange(frame_size, device=windows.device) * q_levels  # row j·q + code
+        sums = F.embedding_bag(rows.flatten(0, 1), table.flatten(0, 1), mode="sum")  # [B·T, D]
+        return sums.unflatten(0, windows.shape[:2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (windows,) = ctx.saved_tensors
+        grad = grad.flatten(0, 1).to(torch.promote_types(grad.dtype, torch.float32))
+        grad_table = grad.new_zeros(ctx.table_shape)
+        for position, table in enumerate(grad_table):
+            table.index_add_(0, windows[..., position].flatten(), grad)
+        return grad_table.to(ctx.dtype), None
 
 
 class Linear(nn.Module):
@@ -276,7 +299,7 @@ class Linear(nn.Module):
         """The matrix that multiplies the input, ``[out, in]``."""
         if self.g is None:
             return self.weight
-        return self.weight * (self.g / self.weight.norm(dim=1))[:, None]
+        return torch._weight_norm(self.weight, self.g[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.effective_weight(), self.bias)
