@@ -63,8 +63,12 @@ class Checkpoint:
         """The network with its weights, in eval mode.
 
         Raises:
-            UserError: the weights do not fit the configuration, or are not finite.
+            UserError: the weights do not fit the configuration, or they or their validation are not finite.
         """
+        if self.results.get("diverged"):  # finite weights, but too large for anything to come of them
+            raise UserError(
+                f"{self.source}: its validation was not finite, training had diverged; use an earlier one"
+            )
         if not all(value.isfinite().all() for value in self.weights.values()):
             raise UserError(
                 f"{self.source}: its weights are not finite, training had diverged; use an earlier one"

@@ -35,6 +35,10 @@ SAMPLING_SHARE = 0.1
 """Largest share of a run's time that samples may take."""
 
 
+_SKIPS_IN_A_ROW = 10
+"""So many steps skipped one after the other, and training is given up."""
+_SCALER_SKIPS = 16
+"""So many more are no sign of harm while the scaler of 16-mixed halves its 65536 to what fits."""
 _SAME_CTRL_C = 0.5
 """Seconds within which a second SIGINT is the first one once more."""
 
@@ -56,7 +60,8 @@ class Interrupted(BaseException):
 
 
 class Stopping(pl.Callback):
-    """Ends the run at its planned end, when it no longer improves, or, saved, at the step after a signal.
+    """Ends the run at its planned end, when it no longer improves or only skips its steps, or, saved, at the
+    step after a signal.
 
     A planned end goes through `trainer.should_stop`, which makes Lightning validate once more even
     in the middle of an epoch. A signal is only noted by its handler; all processes learn of it in
@@ -100,6 +105,13 @@ class Stopping(pl.Callback):
         for limit, is_reached in reached.items():
             if is_reached:
                 self._stop(trainer, f"trainer.{limit} is reached")
+        skipped = pl_module.gradients.latest.in_a_row
+        if skipped >= _SKIPS_IN_A_ROW + (_SCALER_SKIPS if config.precision == "16-mixed" else 0):
+            self._stop(
+                trainer,
+                f"the loss or gradients of {skipped} steps in a row were not finite, and no step was taken; "
+                "a lower optim.lr or trainer.gradient_clip_val, or another trainer.precision, may help",
+            )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -244,13 +256,16 @@ class Metrics(pl.Callback):
         count = pl_module.read_train_bits()
         seconds = time.monotonic() - self._since
         self._since = time.monotonic()
+        gradients = pl_module.gradients.read()
         metrics = {
-            "train/bits_per_sample": count.bits_per_sample,
-            "train/samples_per_s": count.num_samples / max(seconds, 1e-9),
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "skipped_steps": gradients.skipped,
+            **gradients.norms,
         }
         if count.num_samples:
-            self._publish(trainer, metrics)
+            metrics["train/bits_per_sample"] = count.bits_per_sample
+            metrics["train/samples_per_s"] = count.num_samples / max(seconds, 1e-9)
+        self._publish(trainer, metrics)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._paused_at = time.monotonic()

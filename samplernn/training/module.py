@@ -3,6 +3,9 @@
 One chunk is one `training_step` under automatic optimisation, so clipping, accumulation, precision
 and schedulers work as everywhere. The network's state travels from step to step, detached, in
 `lane_state`; validation has its own.
+
+A step whose loss or gradients are not finite is skipped (see `gradients`); a lane whose state is not
+finite starts afresh.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from samplernn.model.checkpoint import ENTRY, Checkpoint
 from samplernn.model.network import SampleRNN, State
 from samplernn.training.agreement import Agreed, Agreement
 from samplernn.training.data import lane_loader
+from samplernn.training.gradients import Gradients, fused_optimizer_works, keep_fused
 from samplernn.training.scoring import Batch, BitCount, score_chunk
 
 STATE = "lane_state"
@@ -41,6 +45,7 @@ class TrainingModule(pl.LightningModule):
         self.facts = facts
         self.config: Config = facts.config
         self.model = SampleRNN(self.config.model)
+        self.gradients = Gradients(self.model)
         self.planned_steps_per_epoch = planned_steps_per_epoch
         self.clock = Clock()
         self.agreement = Agreement()
@@ -75,13 +80,25 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss in nats per real sample of all processes, for one chunk ``[B, T]``."""
         state = self.lane_state or self.model.initial_state(len(batch.reset))
+        batch = batch._replace(reset=batch.reset | _spoilt_rows(state))
         nats, state = score_chunk(self.model, self.encode(batch), batch, state)
         self.lane_state = state.detach()
         real = batch.mask.sum()
         everywhere = self._agree(real)
         self._unread.append((nats.detach(), real))
-        # Lightning averages gradients over processes, so the sum of each counts world_size times.
-        return nats * (self.trainer.world_size / everywhere.clamp(min=1))
+        # Lightning averages gradients over processes, so the sum of each counts world_size times. Added is
+        # zero or, for a loss that is not finite, NaN: then the gradients of all processes have some too.
+        weight = self.trainer.world_size + 0 * nats.detach()
+        return nats * (weight / everywhere.clamp(min=1))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measure and clip the gradients of all processes, and see to it that bad ones do no harm."""
+        self.gradients.judge(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the bits of one chunk of the walk over the validation files."""
@@ -100,10 +117,14 @@ class TrainingModule(pl.LightningModule):
         self.best_bits = min(self.best_bits, self.validation_bits)
 
     def read_train_bits(self) -> BitCount:
-        """Bits of the lanes of all processes since the last call; all processes call it."""
+        """Bits of the lanes of all processes since the last call; all processes call it.
+
+        Chunks whose loss is not finite do not count.
+        """
         count = BitCount()
         for nats, real in self._unread:
-            count.add(nats.item(), int(real))
+            if math.isfinite(nats.item()):
+                count.add(nats.item(), int(real))
         self._unread.clear()
         return self._everywhere(count)
 
@@ -137,8 +158,13 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optim = self.config.optim
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
+            self.model.parameters(),
+            lr=optim.lr,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            fused=fused_optimizer_works(self.device, self.config.trainer.precision),
         )
+        keep_fused(optimizer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -150,6 +176,8 @@ class TrainingModule(pl.LightningModule):
             "train_seconds": round(self.clock.seconds, 1),
             "validation_bits_per_sample": None if math.isnan(bits) else bits,
         }
+        if self.validations_since_best and not math.isfinite(bits):
+            results["diverged"] = True
         checkpoint[ENTRY] = {**self.facts.entry(), "results": results}
         checkpoint["hyper_parameters"] = to_dict(self.config)
         checkpoint[STATE] = {
@@ -159,11 +187,13 @@ class TrainingModule(pl.LightningModule):
             "validation_bits": self.validation_bits,
             "best_bits": self.best_bits,
             "validations_since_best": self.validations_since_best,
+            "skipped_steps": self.gradients.read_skipped(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back this process's rows of the lanes' state."""
         saved = checkpoint[STATE]
+        self.gradients.restore(saved.get("skipped_steps", 0))
         self._loader_state = saved["loader"]
         self.clock.seconds_before = saved["seconds"]
         self.validation_bits, self.best_bits = saved["validation_bits"], saved["best_bits"]
@@ -199,6 +229,12 @@ class TrainingModule(pl.LightningModule):
         if self.trainer.world_size > 1:
             mine = [cast(Tensor, self.all_gather(tensor)).flatten(0, 1) for tensor in mine]
         return [tensor.cpu() for tensor in mine]
+
+
+def _spoilt_rows(state: State) -> Tensor:
+    """Rows whose RNN state is not finite, bool ``[B]``."""
+    finite = [tier.isfinite().flatten(1).all(dim=1) for tier in state.rnn]  # [B] each
+    return ~torch.stack(finite).all(dim=0)
 
 
 class Clock:

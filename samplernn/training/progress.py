@@ -99,19 +99,21 @@ class ProgressDisplay(pl.Callback):
         latest = self._metrics.latest
         now = latest.get("train/bits_per_sample", math.nan)
         best = "" if math.isinf(module.best_bits) else f", best {module.best_bits:.3f}"
+        skipped = module.gradients.latest.skipped
+        skips = f", {skipped} steps skipped" if skipped else ""
         progress = module.progress()
         left = ""
         if progress:
             left = f"  {_clock(module.clock.seconds * (1 - progress) / progress)} left"
         return (
-            f"step {trainer.global_step}  {now:.3f} bits now{best}  "
+            f"step {trainer.global_step}  {now:.3f} bits now{best}{skips}  "
             f"{latest.get('train/samples_per_s', 0):,.0f} samples/s  {_clock(module.clock.seconds)}{left}"
         )
 
 
 def diagnosis(validation_bits: float, best_bits: float, train_bits: float) -> str | None:
-    """What it means that a validation is clearly worse than the best one; None if it is not."""
-    if validation_bits <= best_bits + _WORSE_BITS:
+    """What it means that a validation is clearly worse than the best one; None if it is not, or no number."""
+    if math.isnan(validation_bits) or validation_bits <= best_bits + _WORSE_BITS:
         return None
     if train_bits < best_bits:
         return "it memorises its training audio; the best checkpoint is kept. More audio would help"

@@ -243,10 +243,12 @@ def _judge(prepared: Prepared) -> Outcome:
     """Score the best checkpoint on audio that neither training nor validation has heard; the run is over."""
     run, corpus = prepared.run, prepared.corpus
     best = load(run.path)
+    bits = best.results["validation_bits_per_sample"]
+    if bits is None:
+        raise UserError(f"{best.source}: its validation is not finite: {run.facts['reason']}")
     spans = quick_check(locate(corpus, prepared.parts.test), prepared.config.data)
     test = score_spans(best, corpus, spans, "test")
     num_validated = sum(stop - start for _, start, stop in prepared.held_out)
-    bits = best.results["validation_bits_per_sample"]
     validation = Score(bits, num_validated, prepared.baselines, "validation")
     run.write_facts(state="finished", test=test.to_dict())
     facts = run.facts

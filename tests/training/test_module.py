@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from torch.nn import functional as F
 
 from samplernn.config import Config, from_dict, merged
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.model.network import State
 from samplernn.training.agreement import Agreement
 from samplernn.training.module import TrainingModule
-from samplernn.training.scoring import Batch
+from samplernn.training.scoring import Batch, score_chunk
 from tests.conftest import TOY
 
 
@@ -121,3 +123,38 @@ def test_the_saved_lanes_are_those_of_the_last_chunk(trained_run: Path) -> None:
     assert history.shape == (4, 8)
     assert [tier.shape for tier in rnn] == [(4, 1, 1, 16), (4, 1, 1, 16)]
     assert saved["best_bits"] <= saved["validation_bits"]
+
+
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize("harm", [math.nan, -math.inf])
+def test_a_lane_whose_state_is_not_finite_starts_afresh_and_the_others_go_on(rnn: str, harm: float) -> None:
+    module = _module(model={"rnn": rnn})
+    healthy = _module(model={"rnn": rnn})
+    module.training_step(_batch(1, [True, True, True]), 0)
+    healthy.training_step(_batch(1, [True, True, True]), 0)
+    assert module.lane_state is not None
+    module.lane_state.rnn[1][2, -1, 0, 5] = harm
+    loss = module.training_step(_batch(2, [False, False, False]), 1)
+    expected = healthy.training_step(_batch(2, [False, False, True]), 1)
+    assert torch.equal(loss, expected)
+    loss.backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in module.model.parameters()
+    )
+
+
+def test_a_loss_that_is_not_finite_spoils_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So all processes skip the step, though the gradient of an infinite loss may itself be finite."""
+
+    def infinite(*arguments: Any) -> tuple[torch.Tensor, State]:
+        nats, state = score_chunk(*arguments)
+        return nats + math.inf, state
+
+    module = _module()
+    monkeypatch.setattr("samplernn.training.module.score_chunk", infinite)
+    module.training_step(_batch(1, [True]), 0).backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.isnan().any() for parameter in module.model.parameters()
+    )
+    assert module.read_train_bits().num_samples == 0

@@ -244,6 +244,52 @@ def test_torchrun_gives_the_same_weights_on_all_ranks(
     assert second["masked"] > second["steps"] / 2
 
 
+_HARM = """
+import math
+import sys
+import torch
+from samplernn.cli import main
+from samplernn.training import module
+
+calls = 0
+score_chunk = module.score_chunk
+
+def harmed(*arguments):
+    global calls
+    nats, state = score_chunk(*arguments)
+    if torch.is_grad_enabled():
+        calls += 1
+        if calls in (4, 9) and torch.distributed.get_rank() == 1:
+            nats = nats + (math.nan if calls == 4 else math.inf)
+    return nats, state
+
+def on_train_end(self):
+    seen = {"weights": self.model.state_dict(), "skipped": self.gradients.read().skipped}
+    torch.save(seen, f"harmed-{self.trainer.global_rank}.pt")
+
+module.score_chunk = harmed
+module.TrainingModule.on_train_end = on_train_end
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def test_what_is_not_finite_in_one_process_makes_all_skip_the_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also an infinite loss, whose gradient is finite here."""
+    monkeypatch.chdir(tmp_path)
+    Path("script.py").write_text(_HARM)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "script.py"]
+    process = _start(*launcher, str(folder), *_arguments(trainer={"max_steps": 20}))
+    message = process.communicate(timeout=WAIT)[1]
+    assert process.returncode == 0, message
+    first, second = (torch.load(f"harmed-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert (first["skipped"], second["skipped"]) == (2, 2)
+    assert all(torch.equal(value, second["weights"][key]) for key, value in first["weights"].items())
+    assert all(value.isfinite().all() for value in first["weights"].values())
+    assert _curve(Path("runs") / folder.name, "skipped_steps") == {10: 2, 20: 2}
+
+
 def test_torchrun_reports_a_mistake_once(folder: Path, tmp_path: Path) -> None:
     launcher = [
         "-m",

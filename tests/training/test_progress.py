@@ -18,3 +18,9 @@ def test_rising_validation_with_falling_training_is_memorising() -> None:
 
 def test_rising_validation_with_rising_training_is_instability() -> None:
     assert "optim.lr" in str(diagnosis(9.0, best_bits=2.0, train_bits=8.5))
+
+
+def test_what_is_not_a_number_is_not_called_memorising() -> None:
+    """The verdict says that it has diverged."""
+    assert diagnosis(math.nan, best_bits=math.inf, train_bits=2.0) is None
+    assert diagnosis(math.nan, best_bits=2.0, train_bits=1.5) is None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import wave
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
 from samplernn.model.checkpoint import load
-from samplernn.model.network import SampleRNN
+from samplernn.model.network import SampleRNN, State
 from samplernn.training import run
 from samplernn.training.folder import RunFolder
-from samplernn.training.scoring import quick_check, score_spans
+from samplernn.training.scoring import quick_check, score_chunk, score_spans
 from tests.conftest import TOY, toy_arguments
 
 
@@ -77,6 +80,10 @@ def test_training_metrics_are_logged_at_their_interval_with_one_row_per_step(tra
     assert [int(row["step"]) for row in rows] == [2, 4, 6]
     assert all(0 < float(row["train/bits_per_sample"]) < 20 for row in rows)
     assert all(float(row["train/samples_per_s"]) > 0 for row in rows)
+    for row in rows:
+        tiers = [float(row[f"grad_norm/tier{number}"]) for number in (1, 2, 3)]
+        assert max(tiers) < float(row["grad_norm"]) < sum(tiers)
+        assert row["skipped_steps"] == "0"
 
 
 def test_tensorboard_has_curves_audio_and_pictures(trained_run: Path) -> None:
@@ -215,6 +222,112 @@ def test_a_diverged_run_ends_with_one_line(
     assert _last(Path("runs/nan"))["global_step"] <= 4  # it did not go on for 100 steps
     with pytest.raises(UserError, match="not finite"):
         load("runs/nan").build()
+
+
+def _harm(monkeypatch: pytest.MonkeyPatch, calls: Callable[[int], bool], in_loss: bool) -> None:
+    """Make training's chunks for whose number (from 1) `calls` is true give NaN: the loss, or one gradient."""
+    count = 0
+
+    def scored(*arguments: Any) -> tuple[torch.Tensor, State]:
+        nonlocal count
+        nats, state = score_chunk(*arguments)
+        if torch.is_grad_enabled():
+            count += 1
+            if calls(count) and in_loss:
+                nats = nats * math.nan
+            elif calls(count):
+                weight = arguments[0].sample_level_mlp.hidden.weight
+                hook = weight.register_hook(lambda gradient: (hook.remove(), gradient * math.nan)[1])
+        return nats, state
+
+    monkeypatch.setattr("samplernn.training.module.score_chunk", scored)
+
+
+def _without_steps(monkeypatch: pytest.MonkeyPatch, missing: set[int]) -> None:
+    """Let the optimizer not take the steps of these numbers (from 1), of whose gradients nothing is wrong."""
+    count = 0
+    take = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, closure: Callable[[], Any]) -> Any:
+        nonlocal count
+        count += 1
+        return closure() if count in missing else take(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "steps", "options"),
+    [
+        ({3}, {3}, {}),
+        ({1, 4, 5}, {1, 4, 5}, {}),  # the first, when Adam has no moments yet
+        ({4, 9}, {2, 5}, {"trainer": {"accumulate_grad_batches": 2}}),
+        ({3}, {3}, {"trainer": {"gradient_clip_val": None}}),
+        ({3}, {3}, {"trainer": {"gradient_clip_algorithm": "value", "precision": "bf16-mixed"}}),
+        ({3}, {3}, {"trainer": {"precision": "16-mixed"}}),  # plain Adam; bf16 on the CPU
+    ],
+)
+@pytest.mark.parametrize("in_loss", [True, False])
+def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(
+    tmp_path: Path,
+    clips: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chunks: set[int],
+    steps: set[int],
+    options: dict[str, Any],
+    in_loss: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config: Config = from_dict(Config, merged(merged(TOY, {"trainer": {"max_steps": 12}}), options))
+    with monkeypatch.context() as patch:
+        _harm(patch, chunks.__contains__, in_loss)
+        harmed = run.start(clips, config, "harmed")
+    _without_steps(monkeypatch, steps)
+    run.start(clips, config, "spared")
+    assert harmed.step == 12
+    got, expected = (_last(Path("runs") / name) for name in ("harmed", "spared"))
+    assert all(torch.equal(expected["state_dict"][key], got["state_dict"][key]) for key in got["state_dict"])
+    ours, theirs = (saved["optimizer_states"][0]["state"] for saved in (got, expected))
+    assert all(torch.equal(theirs[i][name], ours[i][name]) for i in theirs for name in theirs[i])
+    assert theirs[0]["step"] == 12 - len(steps)
+    rows = _rows(harmed.folder)
+    assert [int(row["skipped_steps"]) for row in rows] == [
+        sum(step <= int(row["step"]) for step in steps) for row in rows
+    ]
+    assert all(math.isfinite(float(row["train/bits_per_sample"])) for row in rows if int(row["step"]) > 6)
+
+
+@pytest.mark.parametrize("good_steps", [0, 5])
+def test_a_run_that_only_skips_its_steps_ends_with_advice_and_goes_on_when_resumed(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, good_steps: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = merged(TOY, {"trainer": {"max_steps": max(1, good_steps)}, "optim": {"schedule": "constant"}})
+    run.start(clips, from_dict(Config, few), "before")
+    many = merged(few, {"trainer": {"max_steps": 300, "val_check_interval": 100}})
+    with monkeypatch.context() as patch:
+        _harm(patch, lambda count: count > good_steps, in_loss=False)
+        outcome = run.start(clips, from_dict(Config, many), "harmed")
+    assert good_steps + 10 <= outcome.step <= good_steps + 10 + 2  # log_every_n_steps is 2
+    assert "\n" not in outcome.reason
+    assert re.match(r"the loss or gradients of 1\d steps in a row were not finite", outcome.reason)
+    assert all(name in outcome.reason for name in ("optim.lr", "gradient_clip_val", "precision"))
+    assert outcome.validation.bits_per_sample > 0
+    if good_steps:
+        expected, got = (_last(Path("runs") / name) for name in ("before", "harmed"))
+        assert all(
+            torch.equal(value, got["state_dict"][key]) for key, value in expected["state_dict"].items()
+        )
+    skipped = outcome.step - good_steps
+    assert int(_rows(outcome.folder)[-1]["skipped_steps"]) == skipped
+    again = run.resume("harmed", {"optim": {"lr": 1e-3}, "trainer": {"max_steps": outcome.step + 10}})
+    assert again is not None
+    assert again.reason == "trainer.max_steps is reached"
+    assert int(_rows(again.folder)[-1]["skipped_steps"]) == skipped
+    assert not torch.equal(
+        _last(again.folder)["state_dict"]["model.sample_level_mlp.output.bias"],
+        load("runs/before").weights["sample_level_mlp.output.bias"],
+    )
 
 
 def test_a_run_that_stopped_improving_gets_another_chance_when_resumed(

@@ -1,0 +1,119 @@
+"""What happens to the gradients of a step: measured per tier, clipped, and refused where not finite.
+
+Everything stays on the device; the host waits for it only in `Gradients.read`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from samplernn.model.network import SampleRNN
+
+
+class Reading(NamedTuple):
+    """What `Gradients` has found."""
+
+    norms: dict[str, float]
+    """``grad_norm`` and ``grad_norm/tier<n>``, before clipping: means over the steps that were taken since
+    the last reading; empty if none was."""
+    skipped: int
+    """Steps skipped so far, over all sessions of the run."""
+    in_a_row: int
+    """How many of them were the last ones of this session."""
+
+
+class Gradients:
+    """Measures, clips and judges the gradients of every step of a network.
+
+    A step is skipped, weights and moments untouched, when the norm of its gradients is not finite. A fused
+    optimizer does so on the device when its attribute `found_inf` is 1. For any other the host waits
+    for the verdict and takes the gradients away: what has none is not touched.
+
+    Args:
+        model: whose gradients.
+    """
+
+    def __init__(self, model: SampleRNN) -> None:
+        tiers = [*model.tiers(), model.sample_level_mlp]
+        self._parameters = [list(tier.parameters()) for tier in tiers]
+        self._names = [f"grad_norm/tier{len(tiers) - index}" for index in range(len(tiers))] + ["grad_norm"]
+        self._sums = torch.zeros(len(self._names) + 1)  # of the norms, and of the steps taken
+        self._skips = torch.zeros(2, dtype=torch.int64)  # in all, in a row
+        self.latest = Reading({}, 0, 0)
+        """The last reading."""
+
+    def restore(self, skipped: int) -> None:
+        """Go on counting from a saved `Reading.skipped`; a resumed run has skipped none in a row."""
+        self._skips = torch.tensor([skipped, 0])
+
+    @torch.no_grad()
+    def judge(
+        self, optimizer: torch.optim.Optimizer, clip_val: float | None, algorithm: str | None = None
+    ) -> None:
+        """Measure and clip the gradients; let the optimizer skip its step if they are not finite.
+
+        Args:
+            optimizer: about to take its step.
+            clip_val: largest norm of all gradients together, or largest value; None: as they are.
+            algorithm: ``norm`` (also None) or ``value``.
+        """
+        tiers = [[p.grad for p in tier if p.grad is not None] for tier in self._parameters]
+        by_tier = torch.stack([nn.utils.get_total_norm(tier) for tier in tiers]).float()  # [n_tiers]
+        norm = torch.linalg.vector_norm(by_tier)
+        self._count(by_tier, norm)
+        parameters = [parameter for tier in self._parameters for parameter in tier]
+        if clip_val is not None and algorithm == "value":
+            # Lightning's own refuses a fused optimizer under mixed precision, with or without a scaler.
+            nn.utils.clip_grad_value_(parameters, clip_val)
+        elif clip_val is not None:
+            nn.utils.clip_grads_with_norm_(parameters, clip_val, norm)
+        if optimizer.defaults["fused"]:
+            optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        elif not norm.isfinite():
+            for parameter in parameters:
+                parameter.grad = None
+
+    def read(self) -> Reading:
+        """What was found since the last call; waits for the device."""
+        *sums, taken = self._sums.tolist()
+        self._sums.zero_()
+        norms = {name: total / taken for name, total in zip(self._names, sums, strict=True) if taken}
+        self.latest = Reading(norms, *self._skips.tolist())
+        return self.latest
+
+    def read_skipped(self) -> int:
+        """`Reading.skipped` alone, to be saved; waits for the device, and is no reading."""
+        return int(self._skips[0])
+
+    def _count(self, by_tier: Tensor, norm: Tensor) -> None:
+        """Add one step's norms, per tier ``[n_tiers]`` and of all ``[]``, or count it as skipped."""
+        self._sums, self._skips = self._sums.to(norm.device), self._skips.to(norm.device)
+        is_finite = norm.isfinite()
+        found = torch.cat([by_tier, norm[None], torch.ones_like(norm)[None]])
+        self._sums += torch.where(is_finite, found, 0)
+        total, in_a_row = self._skips.unbind()
+        self._skips = torch.stack([total + ~is_finite, (in_a_row + 1) * ~is_finite])
+
+
+def fused_optimizer_works(device: torch.device, precision: str) -> bool:
+    """Whether a fused optimizer can be told on the device to skip a step.
+
+    Not with ``16-mixed``: its scaler keeps the unscaling to itself when the optimizer is a fused one, and
+    clipping then has to wait; it makes the host wait in every step anyway.
+    """
+    return device.type in ("cpu", "cuda") and precision != "16-mixed"
+
+
+def keep_fused(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer stay (un)fused when it loads the state of one that was not (or was)."""
+
+    def adapted(optimizer: torch.optim.Optimizer, saved: dict[str, object]) -> dict[str, object]:
+        groups = saved["param_groups"]
+        assert isinstance(groups, list)
+        fused = {"fused": optimizer.defaults["fused"]}
+        return {**saved, "param_groups": [{**group, **fused} for group in groups]}
+
+    optimizer.register_load_state_dict_pre_hook(adapted)
