@@ -167,12 +167,16 @@ class OptimConfig:
     """Steps of linear warm-up."""
     patience: int = 10
     """Stop after this many validations without a better result (0: never)."""
+    ema_decay: float = 0.0
+    """Validate, sample and keep for use an exponential moving average of the weights with this decay per
+    step, such as 0.999; it is smaller in the first steps (0: the weights themselves)."""
 
     def __post_init__(self) -> None:
         _require(0 < self.lr < math.inf, f"optim.lr must be above 0, got {self.lr}")
         _require(0 <= self.final_lr <= 1, f"optim.final_lr is a fraction from 0 to 1, got {self.final_lr}")
         _require(self.warmup_steps >= 0, f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
         _require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        _require(0 <= self.ema_decay < 1, f"optim.ema_decay must be from 0 to below 1, got {self.ema_decay}")
         _require(self.patience >= 0, f"optim.patience must not be negative, got {self.patience}")
         _require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
@@ -314,6 +318,11 @@ class Config:
         _require(
             0 <= self.seed_everything < 2**32,
             f"seed_everything must be from 0 to 2**32 - 1, got {self.seed_everything}",
+        )
+        _require(
+            not self.optim.ema_decay or self.trainer.precision != "bf16-true",
+            f"optim.ema_decay {self.optim.ema_decay}: bf16-true weights are too coarse to be averaged; "
+            "take trainer.precision bf16-mixed",
         )
         nearest = max(1, round(self.data.tbptt_len / lookback)) * lookback
         _require(

@@ -72,6 +72,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optim": {"warmup_steps": -1}}, "optim.warmup_steps"),
     ({"optim": {"patience": -1}}, "optim.patience"),
     ({"optim": {"weight_decay": -0.1}}, "optim.weight_decay"),
+    ({"optim": {"ema_decay": 1.0}}, "optim.ema_decay must be from 0 to below 1, got 1.0"),
+    ({"optim": {"ema_decay": -0.1}}, "optim.ema_decay"),
+    ({"optim": {"ema_decay": 0.9}, "trainer": {"precision": "bf16-true"}}, "take trainer.precision bf16-mixed"),
     ({"checkpoint": {"every_steps": -1}}, "checkpoint.every_steps"),
     ({"checkpoint": {"every_minutes": -1}}, "checkpoint.every_minutes"),
     ({"samples": {"num": -1}}, "samples.num"),
@@ -119,7 +122,7 @@ def test_the_suggested_tbptt_len_is_valid_and_nearest(tbptt_len: int, frame: int
 DEFAULT_FREE = Config(
     model=ModelConfig((8, 4, 2), "lstm", 3, 32, False, False, 12, 300, "a-law", "softmax", 3.0),
     data=DataConfig(8000, 3, 512, 2.5, 60.0, 7, "/tmp/cache folder"),
-    optim=OptimConfig(3e-4, (0.8, 0.95), 0.01, "constant", 0.5, 0, 0),
+    optim=OptimConfig(3e-4, (0.8, 0.95), 0.01, "constant", 0.5, 0, 0, 0.99),
     checkpoint=CheckpointConfig(100, 0.5),
     samples=SamplesConfig(0, 1.5, 1.0, 5),
     trainer=TrainerConfig(

@@ -359,7 +359,7 @@ class Samples(pl.Callback):
 
     def _generate(self, module: TrainingModule, num_samples: int) -> NDArray[np.int16]:
         """``[num, T]``."""
-        weights = {name: value.detach() for name, value in module.model.state_dict().items()}
+        weights = {name: value.detach() for name, value in module.evaluated.state_dict().items()}
         checkpoint = Checkpoint(
             config=module.config,
             weights=weights,

@@ -10,14 +10,17 @@ finite starts afresh.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from samplernn.config import Config, to_dict
 from samplernn.model.checkpoint import ENTRY, Checkpoint
@@ -45,6 +48,10 @@ class TrainingModule(pl.LightningModule):
         self.facts = facts
         self.config: Config = facts.config
         self.model = SampleRNN(self.config.model)
+        self.averaged: SampleRNN | None = None
+        """The same network with the moving average of its weights, if there is one."""
+        if self.config.optim.ema_decay:
+            self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         self.gradients = Gradients(self.model)
         self.planned_steps_per_epoch = planned_steps_per_epoch
         self.clock = Clock()
@@ -100,12 +107,27 @@ class TrainingModule(pl.LightningModule):
         """Measure and clip the gradients of all processes, and see to it that bad ones do no harm."""
         self.gradients.judge(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Let the average follow each step of the weights, faster at first."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.averaged is not None:
+            step = self.global_step  # not yet counted
+            decay = min(self.config.optim.ema_decay, (1 + step) / (10 + step))
+            average, weights = (list(model.parameters()) for model in (self.averaged, self.model))
+            get_ema_multi_avg_fn(decay)(average, weights, step)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the bits of one chunk of the walk over the validation files."""
         state = self._validation_state
         if state is None or batch_idx == 0:
-            state = self.model.initial_state(len(batch.reset))
-        nats, self._validation_state = score_chunk(self.model, self.encode(batch), batch, state)
+            state = self.evaluated.initial_state(len(batch.reset))
+        nats, self._validation_state = score_chunk(self.evaluated, self.encode(batch), batch, state)
         self._validation_bits.add(nats.item(), int(batch.mask.sum()))
 
     def on_validation_epoch_end(self) -> None:
@@ -131,6 +153,11 @@ class TrainingModule(pl.LightningModule):
     def encode(self, batch: Batch) -> Tensor:
         """Codes of a chunk, int64 ``[B, T]``."""
         return self.int16_to_code[batch.audio.long() + 32768]
+
+    @property
+    def evaluated(self) -> SampleRNN:
+        """The network that is validated, sampled and saved for use."""
+        return self.model if self.averaged is None else self.averaged
 
     def progress(self) -> float | None:
         """How far the run is towards its planned end, 0 to 1; None if it has no planned end."""
@@ -169,7 +196,10 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what loads without Lightning (see `model.checkpoint`) and the state of all lanes."""
+        """Add what loads without Lightning (see `model.checkpoint`) and the state of all lanes.
+
+        With an average of the weights, that is the model; the weights in training go beside the lanes.
+        """
         bits = self.validation_bits
         results = {
             "step": self.global_step,
@@ -189,10 +219,21 @@ class TrainingModule(pl.LightningModule):
             "validations_since_best": self.validations_since_best,
             "skipped_steps": self.gradients.read_skipped(),
         }
+        if self.averaged is not None:
+            tensors = checkpoint["state_dict"]
+            checkpoint["state_dict"] = _renamed(tensors, "averaged.", "model.")
+            checkpoint[STATE]["weights"] = _renamed(tensors, "model.", "model.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back this process's rows of the lanes' state."""
+        """Take back this process's rows of the lanes' state, and the weights in training.
+
+        The average begins with them where the run had none so far.
+        """
         saved = checkpoint[STATE]
+        average = checkpoint["state_dict"]
+        checkpoint["state_dict"] = weights = saved.get("weights", average)
+        if self.averaged is not None:
+            checkpoint["state_dict"] = {**weights, **_renamed(average, "model.", "averaged.")}
         self.gradients.restore(saved.get("skipped_steps", 0))
         self._loader_state = saved["loader"]
         self.clock.seconds_before = saved["seconds"]
@@ -235,6 +276,13 @@ def _spoilt_rows(state: State) -> Tensor:
     """Rows whose RNN state is not finite, bool ``[B]``."""
     finite = [tier.isfinite().flatten(1).all(dim=1) for tier in state.rnn]  # [B] each
     return ~torch.stack(finite).all(dim=0)
+
+
+def _renamed(tensors: dict[str, Tensor], prefix: str, new: str) -> dict[str, Tensor]:
+    """The tensors whose name has the prefix, with another one."""
+    return {
+        new + name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+    }
 
 
 class Clock:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile as sf
 import torch
@@ -24,10 +25,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
+from samplernn.generation.sampling import Sampling
+from samplernn.generation.stream import Generator, Request
 from samplernn.model.checkpoint import load
 from samplernn.model.network import SampleRNN, State
 from samplernn.training import run
 from samplernn.training.folder import RunFolder
+from samplernn.training.module import TrainingModule
 from samplernn.training.scoring import quick_check, score_chunk, score_spans
 from tests.conftest import TOY, toy_arguments
 
@@ -262,7 +266,7 @@ def _without_steps(monkeypatch: pytest.MonkeyPatch, missing: set[int]) -> None:
         ({3}, {3}, {}),
         ({1, 4, 5}, {1, 4, 5}, {}),  # the first, when Adam has no moments yet
         ({4, 9}, {2, 5}, {"trainer": {"accumulate_grad_batches": 2}}),
-        ({3}, {3}, {"trainer": {"gradient_clip_val": None}}),
+        ({3}, {3}, {"trainer": {"gradient_clip_val": None}, "optim": {"ema_decay": 0.9}}),
         ({3}, {3}, {"trainer": {"gradient_clip_algorithm": "value", "precision": "bf16-mixed"}}),
         ({3}, {3}, {"trainer": {"precision": "16-mixed"}}),  # plain Adam; bf16 on the CPU
     ],
@@ -325,9 +329,102 @@ def test_a_run_that_only_skips_its_steps_ends_with_advice_and_goes_on_when_resum
     assert again.reason == "trainer.max_steps is reached"
     assert int(_rows(again.folder)[-1]["skipped_steps"]) == skipped
     assert not torch.equal(
-        _last(again.folder)["state_dict"]["model.sample_level_mlp.output.bias"],
+        _bias(_last(again.folder)["state_dict"]),
         load("runs/before").weights["sample_level_mlp.output.bias"],
     )
+
+
+def test_the_average_follows_the_weights_faster_at_first_and_leaves_them_alone(
+    trained_run: Path, tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def note(module: TrainingModule, *_: Any) -> None:
+        weights.append({name: value.detach().clone() for name, value in module.model.named_parameters()})
+
+    monkeypatch.setattr(TrainingModule, "on_train_start", _noting_first(note))
+    monkeypatch.setattr(TrainingModule, "on_train_batch_end", note)
+    config: Config = from_dict(Config, merged(TOY, {"optim": {"ema_decay": 0.3}}))
+    outcome = run.start(clips, config, "averaged")
+    average = weights[0]
+    for step, now in enumerate(weights[1:]):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = {name: decay * average[name] + (1 - decay) * now[name] for name in now}
+    kept = load(outcome.folder / "checkpoints" / "last.ckpt")
+    assert len(weights) == 7
+    for name, value in average.items():
+        torch.testing.assert_close(kept.weights[name], value)
+    # The training itself is that of a run without an average.
+    trained = _last(trained_run)["state_dict"]
+    assert all(torch.equal(value, trained[f"model.{name}"]) for name, value in weights[-1].items())
+    assert not torch.equal(kept.weights["sample_level_mlp.output.bias"], _bias(trained))
+
+
+def _noting_first(note: Callable[..., None]) -> Callable[[TrainingModule], None]:
+    start = TrainingModule.on_train_start
+
+    def on_train_start(module: TrainingModule) -> None:
+        note(module)
+        start(module)
+
+    return on_train_start
+
+
+def test_validation_and_samples_are_those_of_the_average(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run.start(clips, from_dict(Config, merged(TOY, {"optim": {"ema_decay": 0.99}})), "averaged")
+    checkpoint = load("runs/averaged/checkpoints/last.ckpt")
+    corpus = prepare(clips, 4000)
+    spans = quick_check(locate(corpus, Split.from_dict(checkpoint.split).validation), checkpoint.config.data)
+    score = score_spans(checkpoint, corpus, spans, "validation")
+    said = float(_rows(outcome.folder)[-1]["validation/bits_per_sample"])
+    assert said == pytest.approx(score.bits_per_sample, rel=1e-5)
+    request = Request(400, streams=(0,), seed=0, sampling=Sampling(0.95))
+    again = np.concatenate(list(Generator(checkpoint).stream(request)), axis=1)
+    assert np.array_equal(sf.read(outcome.folder / "samples/step-0000006-0.wav", dtype="int16")[0], again[0])
+
+
+def test_resuming_continues_weights_and_average_exactly(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"optim": {"ema_decay": 0.99, "schedule": "constant"}, "trainer": {"max_steps": 20}}
+    run.start(clips, from_dict(Config, merged(TOY, options)), "whole")
+    run.start(clips, from_dict(Config, merged(merged(TOY, options), {"trainer": {"max_steps": 9}})), "torn")
+    resumed = run.resume("torn", {"trainer": {"max_steps": 20}})
+    assert resumed is not None
+    expected, got = (_last(Path("runs") / name) for name in ("whole", "torn"))
+    for ours, theirs in (
+        (got["state_dict"], expected["state_dict"]),
+        (got["lane_state"]["weights"], expected["lane_state"]["weights"]),
+    ):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    assert not torch.equal(*(_bias(part) for part in (got["state_dict"], got["lane_state"]["weights"])))
+
+
+def test_the_average_can_be_switched_on_and_off_in_a_run(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights in training go on as in a run that never had one."""
+    monkeypatch.chdir(tmp_path)
+    constant = merged(TOY, {"optim": {"schedule": "constant"}})
+    run.start(clips, from_dict(Config, merged(constant, {"trainer": {"max_steps": 18}})), "plain")
+    run.start(clips, from_dict(Config, constant), "mixed")
+    run.resume("mixed", {"optim": {"ema_decay": 0.9}, "trainer": {"max_steps": 12}})
+    saved = _last(Path("runs/mixed"))
+    assert not torch.equal(_bias(saved["state_dict"]), _bias(saved["lane_state"]["weights"]))
+    run.resume("mixed", {"optim": {"ema_decay": 0.0}, "trainer": {"max_steps": 18}})
+    expected, got = (_last(Path("runs") / name)["state_dict"] for name in ("plain", "mixed"))
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def _bias(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return weights["model.sample_level_mlp.output.bias"]
 
 
 def test_a_run_that_stopped_improving_gets_another_chance_when_resumed(
