@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +39,7 @@ from samplernn.training.processes import (
 )
 from samplernn.training.progress import ProgressDisplay
 from samplernn.training.scoring import Score, Spans, pair_counts, quick_check, score_spans
-from samplernn.training.trainer import make_trainer
+from samplernn.training.trainer import make_trainer, quiet
 
 _PROBLEMS_SHOWN = 10
 
@@ -173,7 +171,7 @@ class Prepared:
 
 def _lead(config: Config, prepare_run: Callable[[], Prepared | None]) -> Outcome | None:
     """Prepare a run once, train it in every process that there is or should be, judge it once."""
-    _quiet()
+    quiet()
     trainer = make_trainer(config)  # raises on what Lightning refuses, before anything is written
     if launch() is None and trainer.world_size > 1:
         prepared = prepare_run()
@@ -214,7 +212,7 @@ def work(prepared: Prepared) -> None:
         Interrupted: a signal stopped it.
         ProcessDied: another process could not be reached any more.
     """
-    _quiet()
+    quiet()
     run, config, corpus = prepared.run, prepared.config, prepared.corpus
     pl.seed_everything(config.seed_everything, verbose=False)
     if not corpus.shard_dir.exists():  # another machine, with a cache of its own
@@ -353,11 +351,3 @@ def say(message: str) -> None:
     """A message to the user, on standard error; the first process speaks for all."""
     if is_first():
         print(message, file=sys.stderr, flush=True)
-
-
-def _quiet() -> None:
-    """Silence Lightning's notes that do not concern our user."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -132,3 +134,11 @@ def _count(config: Config, devices: int | str) -> int:
         enable_model_summary=False,
     )
     return probe.num_devices
+
+
+def quiet() -> None:
+    """Silence Lightning's notes that do not concern our user."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
