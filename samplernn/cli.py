@@ -179,26 +179,45 @@ def info(argv: list[str]) -> int:
 
 
 def benchmark(argv: list[str]) -> int:
-    """Measure how fast this machine generates, and what it could do."""
+    """Measure how fast this machine generates or trains, and what it could do."""
     parser = Parser(prog="samplernn benchmark", description=benchmark.__doc__)
     parser.add_argument("--preset", default="reference", help="sizes of the model (default: reference)")
-    parser.add_argument("--what", default="generate", choices=["generate"], help="what to measure")
+    parser.add_argument("--what", default="generate", choices=["generate", "train"], help="default: generate")
     parser.add_argument("--threads", type=int, help="cores to use (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    train_only = parser.add_argument_group("with --what train")
+    train_only.add_argument("--precision", help="a trainer.precision (default: the preset's)")
+    train_only.add_argument("--lanes", type=int, help="default: the preset's data.batch_size; on a CPU 16")
+    train_only.add_argument(
+        "--tbptt-len", type=int, help="samples per chunk (default: the preset's; on a CPU 1024)"
+    )
     options = parser.parse_args(argv)
+    if options.threads is not None and options.threads < 1:
+        raise UserError(f"--threads must be at least 1, got {options.threads}")
+    sizes = {name: getattr(options, name) for name in ("precision", "lanes", "tbptt_len")}
+    if options.what == "generate" and any(value is not None for value in sizes.values()):
+        raise UserError("--precision, --lanes and --tbptt-len belong to --what train")
 
     from rich.console import Console
 
-    from samplernn.insight.benchmark import benchmark as measure
-    from samplernn.insight.benchmark import show
+    from samplernn.insight.benchmark.results import show
 
-    measured = measure(options.preset, options.threads)
+    if options.what == "train":
+        from samplernn.insight.benchmark import training
+
+        measured = training.benchmark(options.preset, options.threads, **sizes)
+    else:
+        from samplernn.insight.benchmark import generation
+
+        measured = generation.benchmark(options.preset, options.threads)
     if options.json:
         print(json.dumps(measured.to_dict(), indent=2))
         return 0
     for name, value in measured.machine.items():
         print(f"{name}: {value}")
     Console(width=None if sys.stdout.isatty() else 100).print(show(measured))
+    for remark in measured.remarks:
+        print(remark)
     return 0
 
 

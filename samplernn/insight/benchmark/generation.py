@@ -1,27 +1,22 @@
-"""`samplernn benchmark`: how fast this machine generates, beside the plain engine and beside its limits."""
+"""`samplernn benchmark --what generate`: every engine, beside the plain one and beside its limits."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import platform
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
-from rich.table import Table
 
-from samplernn.config import Config, ModelConfig, UserError, from_dict, presets
+from samplernn.config import ModelConfig
 from samplernn.generation.engines import DTYPES, open_engine
 from samplernn.generation.engines.base import Engine
 from samplernn.generation.engines.cpu import CpuEngine, cores
 from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.insight.benchmark import results as shared
+from samplernn.insight.benchmark.results import Benchmark, Result, preset_config
+from samplernn.insight.benchmark.sizes import weights
 from samplernn.model.network import SampleRNN
 
 STREAMS = (1, 8, 64)
@@ -29,39 +24,6 @@ _SECONDS = 1.5
 """Of measuring each figure, at least; and at least one call."""
 _CALLS_BEFORE = 8
 """The engine tries ways of sharing streams out to threads in its first calls."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One figure."""
-
-    what: str
-    preset: str
-    engine: str
-    dtype: str
-    streams: int
-    samples_per_s: float
-    """All streams together."""
-    times_real_time: float
-    """Per stream."""
-    ratio_to_reference: float | None
-    """Against engine `reference` with as many streams, measured in the same run."""
-    fraction_of_limit: float | None
-    limit: float | None
-    """Samples per second of all streams, if weights were read and multiplied at the measured rates and
-    nothing else took time; None for an engine that does not aim at it."""
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Everything that one run measured."""
-
-    machine: dict[str, Any]
-    results: tuple[Result, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"machine": self.machine, "results": [asdict(result) for result in self.results]}
 
 
 def benchmark(preset: str = "reference", threads: int | None = None) -> Benchmark:
@@ -74,9 +36,7 @@ def benchmark(preset: str = "reference", threads: int | None = None) -> Benchmar
     Raises:
         UserError: no such preset.
     """
-    if preset not in presets():
-        raise UserError(f"unknown preset {preset!r}; there are: {', '.join(presets())}")
-    config: Config = from_dict(Config, yaml.safe_load(presets()[preset].read_text("utf-8")))
+    config = preset_config(preset)
     torch.manual_seed(0)
     model = SampleRNN(config.model)
     limits = Limits(config.model, threads or cores())
@@ -141,7 +101,7 @@ class Limits:
         from samplernn.generation.engines import cpu_limits
 
         self.threads = threads
-        self._multiplications = sum(count / period for period, count in _weights(config))
+        self._multiplications = sum(count / period for period, count in weights(config))
         self._cpu_limits = cpu_limits
         self._multiply: dict[str, float] = {}
         self.levels = {name: cpu_limits.read_rate(size, threads) for name, size in cpu_limits.LEVELS.items()}
@@ -165,59 +125,14 @@ class Limits:
         }
 
 
-def _weights(config: ModelConfig) -> Iterator[tuple[int, int]]:
-    """(n, weights of the large matrices that are used every n samples), the fastest last."""
-    gates = 4 if config.rnn == "lstm" else 3
-    for frame, ratio in zip(config.frame_sizes, _ratios(config), strict=True):
-        yield frame, (2 * gates * config.n_rnn + ratio) * config.dim**2
-    yield 1, config.dim**2 + config.q_levels * config.dim
-
-
-def _ratios(config: ModelConfig) -> list[int]:
-    clocks = (*config.frame_sizes, 1)
-    return [slow // fast for slow, fast in itertools.pairwise(clocks)]
-
-
 def machine(limits: Limits) -> dict[str, Any]:
     """What the figures were measured on."""
     from samplernn.generation.engines.cpu_kernels import dot_instruction
 
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
+        **shared.machine(),
         "threads": limits.threads,
         "int8_dot_product": dot_instruction(),
         **limits.to_dict(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "numba": version("numba"),
     }
-
-
-def _processor() -> str:
-    """Its name, as Linux says it, or what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def show(measured: Benchmark) -> Table:
-    """A table for people."""
-    table = Table(title=f"generation, preset {measured.results[0].preset}, fresh weights")
-    for column in ("engine", "dtype", "streams", "samples/s", "times real time", "vs reference", "of limit"):
-        table.add_column(column, justify="left" if column in ("engine", "dtype") else "right")
-    for one in measured.results:
-        table.add_row(
-            one.engine,
-            one.dtype,
-            str(one.streams),
-            f"{one.samples_per_s:,.0f}",
-            f"{one.times_real_time:.2f}",
-            "" if one.ratio_to_reference is None else f"{one.ratio_to_reference:.1f}x",
-            "" if one.fraction_of_limit is None else f"{one.fraction_of_limit:.2f} of {one.limit:,.0f}",
-        )
-    return table

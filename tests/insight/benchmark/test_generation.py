@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic and its output; never its speed."""
+"""Generation: the benchmark's arithmetic and its output; never its speed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from samplernn.cli import main
 from samplernn.config import ModelConfig
 from samplernn.generation.engines import cpu_limits
 from samplernn.generation.engines.cpu import CpuEngine
-from samplernn.insight import benchmark
+from samplernn.insight.benchmark import generation
 from samplernn.model.network import SampleRNN
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure for moments."""
-    monkeypatch.setattr(benchmark, "_SECONDS", 0.01)
-    monkeypatch.setattr(benchmark, "_CALLS_BEFORE", 1)
-    monkeypatch.setattr(benchmark, "STREAMS", (1, 3))
+    monkeypatch.setattr(generation, "_SECONDS", 0.01)
+    monkeypatch.setattr(generation, "_CALLS_BEFORE", 1)
+    monkeypatch.setattr(generation, "STREAMS", (1, 3))
     monkeypatch.setattr(cpu_limits, "_SECONDS", 0.005)
     monkeypatch.setattr(cpu_limits, "LEVELS", {"L2": 2**14})
 
@@ -66,7 +66,7 @@ def test_the_limit_is_what_reading_and_multiplying_take(monkeypatch: pytest.Monk
     monkeypatch.setattr(cpu_limits, "LEVELS", {})
     monkeypatch.setattr(cpu_limits, "weights_rate", lambda plan, threads: 1000.0)
     monkeypatch.setattr(cpu_limits, "multiply_rate", lambda dtype, threads: 1e9)
-    limits = benchmark.Limits(config, threads=1)
+    limits = generation.Limits(config, threads=1)
     assert limits.samples_per_s(engine, 3) == pytest.approx(3000)
     multiplications = (6 + 8) * 64 * 64 / 8 + 2 * 64 * 64
     assert limits.samples_per_s(engine, 10**6) == pytest.approx(1e9 / multiplications)

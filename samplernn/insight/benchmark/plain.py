@@ -1,0 +1,84 @@
+"""Training as one would write it with PyTorch alone: the yardstick for `samplernn train`.
+
+The same network on the same batches, with the textbook form of the first layer, in float32, with
+PyTorch's own recurrent layers, loss and AdamW as they come. Nothing here was made for speed, and a test
+looks through the graph for anything that PyTorch does not have by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samplernn.config import Config
+from samplernn.model.cells import RNN
+from samplernn.model.network import SampleRNN, State
+from samplernn.training.scoring import Batch
+
+
+class PlainTraining:
+    """A network and its optimizer.
+
+    Args:
+        config: sizes, learning rate and clipping.
+        int16_to_code: lookup table, int64 ``[65536]``.
+        device: where.
+    """
+
+    def __init__(self, config: Config, int16_to_code: Tensor, device: torch.device) -> None:
+        torch.manual_seed(config.seed_everything)
+        self.model = SampleRNN(config.model, first_layer="convolution")
+        for tier in self.model.tiers():
+            plain = _PlainRNN(config.model)
+            plain.load_state_dict(tier.rnn.state_dict())
+            tier.rnn = plain
+        self.model.to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.optim.lr,
+            betas=config.optim.betas,
+            weight_decay=config.optim.weight_decay,
+        )
+        self._clip = config.trainer.gradient_clip_val
+        self._int16_to_code = int16_to_code.to(device)
+        self._device = device
+
+    def run(self, loader: Iterable[Batch], step_done: Callable[[], bool]) -> None:
+        """Take steps, epoch after epoch, until `step_done` says that it is enough."""
+        state: State | None = None
+        while True:
+            for batch in loader:
+                batch = Batch(*(tensor.to(self._device) for tensor in batch))
+                state = self.step(batch, state or self.model.initial_state(len(batch.reset)))
+                if step_done():
+                    return
+
+    def step(self, batch: Batch, state: State) -> State:
+        """One optimizer step; returns the state after the chunk."""
+        codes = self._int16_to_code[batch.audio.long() + 32768]  # [B, T]
+        logits, state = self.model(codes, self.model.reset(state, batch.reset))
+        nll = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
+        loss = (nll * batch.mask.flatten()).sum() / batch.mask.sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self._clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        self.optimizer.step()
+        return state.detach()
+
+
+class _PlainRNN(RNN):
+    """`nn.GRU` or `nn.LSTM`, called."""
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = state.permute(1, 2, 0, 3).contiguous()  # [S, n_rnn, B, dim]
+        if isinstance(self.layers, nn.LSTM):
+            hidden, last = self.layers(x, (vectors[0], vectors[1]))
+            vectors = torch.stack(last)
+        else:
+            hidden, last = self.layers(x, vectors[0])
+            vectors = last[None]
+        return hidden, vectors.permute(2, 0, 1, 3)

@@ -1,0 +1,40 @@
+"""Counted multiplications, against those that torch counts while it computes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from samplernn.config import ModelConfig
+from samplernn.insight.benchmark.sizes import training_multiplications
+from samplernn.model.heads import softmax_nll
+from samplernn.model.network import SampleRNN
+
+
+@pytest.mark.filterwarnings("ignore:TF32")
+@pytest.mark.parametrize("first_layer", ["table", "convolution"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(frame_sizes=(16, 4), dim=24, n_rnn=2, q_levels=64, embedding_dim=10),
+        ModelConfig(frame_sizes=(8,), rnn="lstm", dim=16, q_levels=32, embedding_dim=5, weight_norm=False),
+    ],
+)
+def test_multiplications_are_those_of_a_real_step(
+    config: ModelConfig, first_layer: Literal["table", "convolution"]
+) -> None:
+    lanes, length = 3, 64
+    model = SampleRNN(config, first_layer)
+    codes = torch.randint(config.q_levels, (lanes, length))
+    # oneDNN's LSTM is one operation that is not counted.
+    with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        logits, _ = model(codes, model.initial_state(lanes))
+        softmax_nll(logits, codes, torch.ones_like(codes, dtype=torch.bool)).backward()
+    counted = counter.get_total_flops() / 2  # a multiplication and an addition each
+    samples = lanes * length
+    expected = samples * training_multiplications(config, first_layer, samples)
+    no_gradient_of_frames = samples * len(config.frame_sizes) * config.dim
+    assert counted == expected - no_gradient_of_frames
