@@ -21,8 +21,8 @@ from samplernn.audio.corpus import Corpus, locate, split
 from samplernn.audio.lanes import training_lanes
 from samplernn.config import Config, TrainerConfig
 from samplernn.model.network import SampleRNN
+from samplernn.training.precision import precision
 from samplernn.training.scoring import Batch, evaluation_lanes, quick_check, score_chunk
-from samplernn.training.trainer import precision
 
 FIRST_RUN_STEPS = 3000
 """Steps after which a first listen is worth while, if the configuration plans no end."""

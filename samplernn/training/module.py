@@ -123,11 +123,15 @@ class TrainingModule(pl.LightningModule):
             get_ema_multi_avg_fn(decay)(average, weights, step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the bits of one chunk of the walk over the validation files."""
+        """Count the bits of one chunk of the walk over the validation files, as `evaluate` would.
+
+        Not in the bfloat16 of training: bits should depend on the weights alone, not on the machine.
+        """
         state = self._validation_state
         if state is None or batch_idx == 0:
             state = self.evaluated.initial_state(len(batch.reset))
-        nats, self._validation_state = score_chunk(self.evaluated, self.encode(batch), batch, state)
+        with torch.autocast(self.device.type, enabled=False):
+            nats, self._validation_state = score_chunk(self.evaluated, self.encode(batch), batch, state)
         self._validation_bits.add(nats.item(), int(batch.mask.sum()))
 
     def on_validation_epoch_end(self) -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from samplernn.config import Config, UserError
+from samplernn.training.precision import precision
 from samplernn.training.processes import launch
-
-Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 
 
 def make_trainer(
@@ -51,28 +48,6 @@ def make_trainer(
         )
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"trainer.*: {' '.join(str(error).split())}") from error
-
-
-def precision(config: Config) -> Precision:
-    """`trainer.precision`; for ``auto`` what suits the device: bfloat16 products where it is made for them.
-
-    Processors have instructions for that since 2020 (Intel) and 2022 (AMD), GPUs since Ampere; others would
-    only imitate it.
-    """
-    wanted = config.trainer.precision
-    if wanted != "auto":
-        return wanted
-    accelerator = config.trainer.accelerator
-    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bfloat16 = accelerator in ("auto", "cpu") and _cpu_multiplies_bfloat16()
-    return "bf16-mixed" if has_bfloat16 else "32-true"
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    """AVX512-BF16 or AMX."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _devices(config: Config) -> tuple[int | str, int]:

@@ -29,7 +29,7 @@ from samplernn.insight.benchmark.plain import PlainTraining
 from samplernn.insight.benchmark.results import Benchmark, Result, preset_config
 from samplernn.insight.benchmark.sizes import training_multiplications
 from samplernn.model.quantize import Quantizer
-from samplernn.training.trainer import precision as resolved
+from samplernn.training.precision import precision as resolved
 from samplernn.training.trial import Stopwatch, device_of, train_briefly, whole_loader
 
 CPU_LANES, CPU_TBPTT_LEN = 16, 1024
