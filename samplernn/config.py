@@ -242,7 +242,8 @@ class TrainerConfig:
     max_epochs: int = -1
     """End after this many epochs (-1: no limit)."""
     max_time: str | None = None
-    """End after this time, as DD:HH:MM:SS (in a YAML file: in quotes)."""
+    """End after this time, as DD:HH:MM:SS (in a YAML file: in quotes); `--max-minutes` is shorter. All
+    sessions of a resumed run count."""
     gradient_clip_val: float | None = 1.0
     """Clip gradients at this norm or value (null: do not)."""
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"

@@ -73,11 +73,35 @@ def parse_doctor(argv: list[str]) -> DoctorOptions:
 
 
 def _values(parser: jsonargparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
-    """What the command line itself sets, nested. Raises UserError."""
+    """What the command line itself sets, nested; `--max-minutes` as `trainer.max_time`. Raises UserError."""
     try:
-        return parser.parse_args(argv, defaults=False).as_dict()
+        values: dict[str, Any] = parser.parse_args(argv, defaults=False).as_dict()
     except argparse.ArgumentError as error:
         raise UserError(_one_line(str(error), parser.prog)) from error
+    minutes = values.pop("max_minutes", None)
+    if minutes is None:
+        return values
+    if "max_time" in (values.get("trainer") or {}):
+        raise UserError("--max-minutes and --trainer.max_time both say when to end: give one of them")
+    return merged(values, {"trainer": {"max_time": _max_time(minutes)}})
+
+
+def _max_time(minutes: float) -> str:
+    """Minutes as `trainer.max_time`, to the second, at least one.
+
+    Raises:
+        UserError: not above 0, or no number.
+
+    Example:
+        >>> _max_time(90.5)
+        '00:01:30:30'
+    """
+    if not 0 < minutes < 1e9:
+        raise UserError(f"--max-minutes must be above 0 and below 1e9, got {minutes:g}")
+    rest, seconds = divmod(max(1, round(60 * minutes)), 60)
+    rest, in_hour = divmod(rest, 60)
+    days, hours = divmod(rest, 24)
+    return f"{days:02}:{hours:02}:{in_hour:02}:{seconds:02}"
 
 
 def _config(files: list[Path], values: dict[str, Any]) -> Config:
@@ -145,10 +169,15 @@ def _parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
 
 
 def _with_config(parser: jsonargparse.ArgumentParser) -> jsonargparse.ArgumentParser:
-    """Adds `--config` and every key of the configuration."""
+    """Adds `--config`, `--max-minutes` and every key of the configuration."""
     parser.add_argument(
         "--config",
         help=f"a file, or a preset: {', '.join(presets())} (default: {DEFAULT_PRESET})",
+    )
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        help="end after this many minutes of training, such as 30 or 0.5: short for trainer.max_time",
     )
     parser.add_class_arguments(Config, as_group=False)
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -11,10 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from samplernn.cli import VERBS, main
 from samplernn.config import Config, UserError
-from samplernn.options import parse
+from samplernn.options import parse, parse_doctor
 from tests.conftest import CLIPS, toy_arguments
 
 README = Path(__file__).parents[1] / "README.md"
@@ -44,6 +46,12 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "x", "--data.tbptt_len", "100"], "take 128"),
         (["train", "x", "--config", "enormous"], "presets: demo"),
         (["train", "x", "--trainer.max_time", "10min"], "00:00:10:00"),
+        (["train", "x", "--max-minutes", "0"], "--max-minutes must be above 0 and below 1e9, got 0"),
+        (["train", "x", "--max-minutes", "-2"], "--max-minutes must be above 0"),
+        (["train", "x", "--max-minutes", "1e300"], "--max-minutes must be above 0"),
+        (["train", "x", "--max-minutes", "nan"], "max_minutes: Expected a float"),
+        (["train", "x", "--max-minutes", "ten"], "max_minutes: Expected a float. Got value: ten"),
+        (["train", "x", "--max-minutes", "3", "--trainer.max_time", "00:00:03:00"], "give one of them"),
         (["train", "--resume", "--config", "small"], "leave --config out"),
         (["train", str(CLIPS), "--trainer.precision", "bf16-mixe"], "trainer.precision"),
         (["train", str(CLIPS), "--trainer.accelerator", "gpuu"], "gpuu"),
@@ -106,6 +114,51 @@ def test_resume_takes_only_what_was_typed() -> None:
     options = parse(["--resume", "--name", "n", "--trainer.max_steps", "9"])
     assert (options.folder, options.name, options.resume) == (None, "n", True)
     assert options.changes == {"trainer": {"max_steps": 9}}
+
+
+@pytest.mark.parametrize(
+    ("minutes", "max_time"),
+    [
+        ("30", "00:00:30:00"),
+        ("0.5", "00:00:00:30"),
+        ("90.25", "00:01:30:15"),
+        ("59.999", "00:01:00:00"),
+        ("1e-9", "00:00:00:01"),
+        ("3000", "02:02:00:00"),
+    ],
+)
+def test_max_minutes_is_short_for_max_time(minutes: str, max_time: str) -> None:
+    options = parse(["x", "--max-minutes", minutes, "--trainer.max_epochs=3"])
+    assert options.config.trainer.max_time == max_time
+    assert options.changes == {"trainer": {"max_time": max_time, "max_epochs": 3}}
+    assert parse(["--resume", f"--max-minutes={minutes}"]).changes == {"trainer": {"max_time": max_time}}
+    assert parse_doctor(["x", "--max-minutes", minutes]).config.trainer.max_time == max_time
+
+
+def test_max_minutes_wins_over_the_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("trainer:\n  max_time: '00:02:00:00'\n  max_steps: 5\n")
+    trainer = parse(["x", "--config", str(file), "--max-minutes", "30"]).config.trainer
+    assert (trainer.max_time, trainer.max_steps) == ("00:00:30:00", 5)
+
+
+def test_max_minutes_ends_a_run_and_more_of_them_continue_it(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Minutes count over both sessions; the schedule follows them."""
+    monkeypatch.chdir(tmp_path)
+    toy = [key for key in toy_arguments() if "max_steps" not in key and "val_check" not in key]
+    assert main(["train", str(clips), "--name", "timed", *toy, "--max-minutes", "0.017"]) == 0
+    assert "trainer.max_time is reached" in capsys.readouterr().err
+    assert main(["train", "--resume", "--max-minutes", "0.017"]) == 0
+    assert "already finished" in capsys.readouterr().err
+    assert main(["train", "--resume", "--max-minutes", "0.034"]) == 0
+    assert "trainer.max_time is reached" in capsys.readouterr().err
+    with Path("runs/timed/metrics.csv").open(newline="") as file:
+        rates = [float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]]
+    assert rates[-1] < 0.2 * max(rates)
+    saved = torch.load("runs/timed/checkpoints/last.ckpt", weights_only=True)
+    assert 2.0 <= saved["lane_state"]["seconds"] < 4.0
 
 
 def test_a_train_folder_is_required_without_resume() -> None:
