@@ -117,8 +117,9 @@ class DataConfig:
 
     sample_rate: int = 16000
     """Sample rate in Hz to which everything is resampled."""
-    batch_size: int = 16
-    """Lanes over all devices together."""
+    batch_size: int | Literal["auto"] = 16
+    """Lanes over all devices together; auto: as many as fit into memory and the audio keeps busy, at most
+    256. A run keeps the number that it began with."""
     tbptt_len: int = 1024
     """Samples per chunk of truncated backpropagation, a multiple of the largest frame."""
     segment_duration: float = 8.0
@@ -136,7 +137,10 @@ class DataConfig:
             1000 <= self.sample_rate <= 384000,
             f"data.sample_rate must be from 1000 to 384000 Hz, got {self.sample_rate}",
         )
-        _require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
+        _require(
+            self.batch_size == "auto" or self.batch_size >= 1,
+            f"data.batch_size must be at least 1, or auto, got {self.batch_size}",
+        )
         _require(self.tbptt_len >= 1, f"data.tbptt_len must be at least 1, got {self.tbptt_len}")
         _require(
             self.segment_duration > 0,
@@ -146,6 +150,17 @@ class DataConfig:
             self.validation_duration > 0,
             f"data.validation_duration must be above 0 s, got {self.validation_duration}",
         )
+
+    @property
+    def lanes(self) -> int:
+        """`batch_size` as a number.
+
+        Raises:
+            UserError: it is still `auto`, of which `training.auto_lanes` makes a number when a run begins.
+        """
+        if self.batch_size == "auto":
+            raise UserError("data.batch_size is auto, and this needs a number: give one")
+        return self.batch_size
 
 
 @dataclass(frozen=True)
@@ -391,10 +406,15 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     if origin is tuple:
         _require(isinstance(value, list | tuple), f"{name} must be a list, got {value!r}")
         return tuple(_checked(item, arguments[0], name) for item in value)
-    if origin is types.UnionType:
+    words: tuple[str, ...] = ()
+    if origin in (types.UnionType, typing.Union):  # the second where a Literal takes part
         if value is None and type(None) in arguments:
             return None
-        wanted = tuple(kind for kind in arguments if kind is not type(None))
+        literals = [kind for kind in arguments if typing.get_origin(kind) is Literal]
+        words = tuple(word for literal in literals for word in typing.get_args(literal))
+        if isinstance(value, str) and value in words:
+            return value
+        wanted = tuple(kind for kind in arguments if kind is not type(None) and kind not in literals)
     else:
         wanted = (hint,)
     if float in wanted and isinstance(value, int | str) and not isinstance(value, bool):
@@ -403,7 +423,8 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         except ValueError:
             pass
     fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
-    _require(fits, f"{name} must be of type {' or '.join(kind.__name__ for kind in wanted)}, got {value!r}")
+    allowed = " or ".join([*(kind.__name__ for kind in wanted), *words])
+    _require(fits, f"{name} must be of type {allowed}, got {value!r}")
     return value
 
 

@@ -198,4 +198,13 @@ def _one_line(message: str, prog: str) -> str:
     """jsonargparse's messages without line breaks and Python's way of writing types."""
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
     message = re.sub(r'^Parser key "([^"]+)":', r"\1:", message)
+    message = re.sub(
+        r"Does not validate .*Subtypes: \[(.*?)\]\s.*Given value: ", _either, message, flags=re.S
+    )
     return " ".join(message.split()) + f"  (see {prog} --help)"
+
+
+def _either(union: re.Match[str]) -> str:
+    """`int, Literal['auto']` for people."""
+    kinds = re.sub(r"Literal\['(\w+)'\]", r"\1", union[1]).split(", ")
+    return f"Expected {' or '.join(kinds)}. Got value: "

@@ -69,7 +69,7 @@ def bits(config: Config, corpus: Corpus, held_out: Spans, model: SampleRNN) -> f
     """Of the held-out audio, by a network of the usual form with the weights of a model."""
     judge = SampleRNN(config.model)
     judge.load_state_dict(model.state_dict())
-    lanes = evaluation_lanes(corpus, held_out, judge.lookback, config.data.batch_size)
+    lanes = evaluation_lanes(corpus, held_out, judge.lookback, config.data.lanes)
     return score(judge, map(to_batch, lanes.chunks(epoch=0)), _codes(config, corpus)).bits_per_sample
 
 

@@ -52,6 +52,10 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "x", "--max-minutes", "nan"], "max_minutes: Expected a float"),
         (["train", "x", "--max-minutes", "ten"], "max_minutes: Expected a float. Got value: ten"),
         (["train", "x", "--max-minutes", "3", "--trainer.max_time", "00:00:03:00"], "give one of them"),
+        (
+            ["train", "x", "--data.batch_size", "many"],
+            "data.batch_size: Expected int or auto. Got value: many",
+        ),
         (["train", "--resume", "--config", "small"], "leave --config out"),
         (["train", str(CLIPS), "--trainer.precision", "bf16-mixe"], "trainer.precision"),
         (["train", str(CLIPS), "--trainer.accelerator", "gpuu"], "gpuu"),

@@ -183,10 +183,8 @@ def training_lanes(
         UserError: as `Lanes`.
     """
     segment_len = round(data.segment_duration * data.sample_rate)
-    segments = cut(spans, segment_len, data.tbptt_len, data.batch_size)
-    return Lanes(
-        corpus, segments, data.batch_size, data.tbptt_len, seed=seed, rank=rank, world_size=world_size
-    )
+    segments = cut(spans, segment_len, data.tbptt_len, data.lanes)
+    return Lanes(corpus, segments, data.lanes, data.tbptt_len, seed=seed, rank=rank, world_size=world_size)
 
 
 class _Lane:

@@ -120,12 +120,12 @@ def _about_amount(corpus: Corpus, config: Config, now: Plan) -> Iterator[str]:
     little = corpus.duration < LITTLE_SECONDS
     amount = f"{duration(corpus.duration)} in all" if little else f"{count(now.segments, 'segment')}"
     longest = max(file.num_samples for file in corpus.files) / corpus.sample_rate
-    is_shrunk = now.segments < 2 * data.batch_size and now.segment_seconds < longest
+    is_shrunk = now.segments < 2 * data.lanes and now.segment_seconds < longest
     if is_shrunk and now.segment_seconds < min(data.segment_duration / 2, _SHORT_SEGMENT):
-        lanes = max(1, min(data.batch_size // 2, int(now.train_seconds / _SHORT_SEGMENT)))
-        if lanes < data.batch_size:
+        lanes = max(1, min(data.lanes // 2, int(now.train_seconds / _SHORT_SEGMENT)))
+        if lanes < data.lanes:
             yield (
-                f"{amount}: to keep {data.batch_size} lanes busy, segments are cut down to "
+                f"{amount}: to keep {data.lanes} lanes busy, segments are cut down to "
                 f"{now.segment_seconds:.2g} s: use --data.batch_size {lanes}"
             )
     elif now.filled < _WELL_FILLED or (little and now.segment_seconds > _SHORT_SEGMENT):
@@ -135,14 +135,14 @@ def _about_amount(corpus: Corpus, config: Config, now: Plan) -> Iterator[str]:
             for seconds in shorter
             if seconds < data.segment_duration
         ]
-        lanes = data.batch_size // 2
+        lanes = data.lanes // 2
         while lanes >= 1:
             choices.append((f"--data.batch_size {lanes}", replace(data, batch_size=lanes)))
             lanes //= 2
         option = _first_well_filled(corpus, config, now, choices)
         why = f"{percent(1 - now.filled)} of each step is padding" if now.filled < _WELL_FILLED else ""
         if option:
-            reason = why or f"{count(now.segments, 'segment')} for {data.batch_size} lanes"
+            reason = why or f"{count(now.segments, 'segment')} for {data.lanes} lanes"
             yield f"{amount} ({reason}): use {option}"
     if little and config.model.dim > _LARGE_DIM:
         yield f"{duration(corpus.duration)} will be learned by heart by a network this large: --config small"
@@ -185,7 +185,7 @@ def _about_split(corpus: Corpus, plan: Plan) -> Iterator[str]:
 
 
 def _about_cost(config: Config, plan: Plan, cost: Cost) -> Iterator[str]:
-    lanes = max(1, config.data.batch_size // 4)
+    lanes = max(1, config.data.lanes // 4)
     if 0 < cost.available_bytes < 1.1 * cost.memory_bytes:
         yield (
             f"about {cost.memory_bytes / 1e9:.1f} GB are needed and {cost.available_bytes / 1e9:.1f} GB are "

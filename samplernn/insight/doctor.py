@@ -37,6 +37,7 @@ class Diagnosis:
 
     corpus: Corpus
     config: Config
+    """With `data.batch_size` as a number where there is a plan."""
     problems: tuple[Problem, ...]
     """Files that are left out, then files that are used all the same."""
     obstacle: str | None
@@ -94,6 +95,7 @@ class Diagnosis:
             result["segments"] = plan.segments
             result["segment_seconds"] = plan.segment_seconds
             result["filled"] = plan.filled
+            result["lanes"] = self.config.data.lanes
             result["steps_per_epoch"] = plan.steps_per_epoch
         if self.plan and self.cost:
             steps, seconds = forecast.first_run(self.config, self.plan, self.cost.step_seconds)
@@ -129,6 +131,7 @@ def examine(
     obstacle, plan, cost = _obstacle(folder, corpus), None, None
     if not obstacle:
         try:
+            config = forecast.with_lanes(corpus, config)
             plan = forecast.plan(corpus, config)
         except UserError as error:
             obstacle = str(error)
@@ -232,8 +235,8 @@ def _about_run(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         return []
     steps, seconds = forecast.first_run(diagnosis.config, plan, cost.step_seconds)
     epoch = plan.steps_per_epoch * cost.step_seconds
-    speed = plan.filled * data.batch_size * data.tbptt_len / cost.step_seconds
-    machine = f" of {size(cost.available_bytes)}" if cost.available_bytes else ""
+    speed = plan.filled * data.lanes * data.tbptt_len / cost.step_seconds
+    machine = f" of {size(cost.available_bytes)} available" if cost.available_bytes else ""
     where = "this CPU" if cost.device == "cpu" else cost.device
     return [
         (
@@ -244,11 +247,11 @@ def _about_run(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         (
             "lanes",
             f"{count(plan.segments, 'segment')} of up to {plan.segment_seconds:.3g} s in "
-            f"{count(data.batch_size, 'lane')}, {percent(1 - plan.filled)} padding",
+            f"{count(data.lanes, 'lane')}, {percent(1 - plan.filled)} padding",
         ),
         (
             "epoch",
-            f"{count(plan.steps_per_epoch, 'step')} of {data.batch_size} x {data.tbptt_len} samples, "
+            f"{count(plan.steps_per_epoch, 'step')} of {data.lanes} x {data.tbptt_len} samples, "
             f"about {duration(epoch)}",
         ),
         (

@@ -7,7 +7,6 @@ configured network for a few seconds and extrapolates: those figures are approxi
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,24 +14,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from samplernn.audio.corpus import Corpus, locate, split
 from samplernn.audio.lanes import training_lanes
 from samplernn.config import Config, TrainerConfig
-from samplernn.model.network import SampleRNN
-from samplernn.training.precision import precision
-from samplernn.training.scoring import Batch, evaluation_lanes, quick_check, score_chunk
+from samplernn.training.auto_lanes import resolve
+from samplernn.training.memory import RandomStep, available_bytes, footprint
+from samplernn.training.scoring import evaluation_lanes, quick_check
 
 FIRST_RUN_STEPS = 3000
 """Steps after which a first listen is worth while, if the configuration plans no end."""
 _MAX_REPEATS = 10
-# Fitted to the peak resident memory of seven runs (1 to 52 M parameters, 1 to 64 lanes): within 12 %.
-_PROCESS_BYTES = 870e6
-_GPU_CONTEXT_BYTES = 500e6
-_WEIGHT_COPIES = 6.0
-_SAVED_COPIES = 1.5
-_VALIDATION_COPIES = 3.5
 
 
 @dataclass(frozen=True)
@@ -64,9 +56,15 @@ class Cost:
     memory_bytes: int
     """Peak of the training process (on a GPU: of its memory)."""
     available_bytes: int
-    """Memory of the machine, or of the GPU; 0: unknown."""
+    """Memory of the machine that this process may use, or of the GPU, free now; 0: unknown."""
     step_seconds: float
     """One training step; validation and samples come on top."""
+
+
+def with_lanes(corpus: Corpus, config: Config) -> Config:
+    """The configuration with the lanes that training would choose where `data.batch_size` is auto."""
+    trainer, parts = config.trainer, split(corpus, config.data.split_seed)
+    return resolve(config, corpus, parts, _device(trainer), _devices(trainer), trainer.num_nodes)[0]
 
 
 def plan(corpus: Corpus, config: Config) -> Plan:
@@ -86,8 +84,8 @@ def plan(corpus: Corpus, config: Config) -> Plan:
         corpus, spans["train"], data, config.seed_everything, world_size=_world_size(config.trainer)
     )
     checked = quick_check(spans["validation"], data)
-    validation = evaluation_lanes(corpus, checked, config.model.lookback, data.batch_size)
-    capacity = len(lanes) * data.batch_size * data.tbptt_len
+    validation = evaluation_lanes(corpus, checked, config.model.lookback, data.lanes)
+    capacity = len(lanes) * data.lanes * data.tbptt_len
     trained = {span.path for span in parts.train}
     return Plan(
         split_by="time" if any(span.path in trained for span in parts.test) else "file",
@@ -116,21 +114,16 @@ def measure(config: Config, plan: Plan, seconds: float = 3.0) -> Cost:
     device = _device(config.trainer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        step = _Step(config, device)
-        shortest, lanes = config.model.lookback, config.data.batch_size
-        saved = _linear([(n, float(step.saved_bytes(1, n * shortest))) for n in (1, 2)])
+        step = RandomStep(config, device)
+        shortest, lanes = config.model.lookback, config.data.lanes
+        memory = footprint(step)
         step_seconds = _time(lambda n: step(lanes, n * shortest), config.data.tbptt_len // shortest, seconds)
-    working = max(
-        _SAVED_COPIES * saved(lanes * config.data.tbptt_len // shortest),
-        _VALIDATION_COPIES * 4 * plan.validation_samples * config.model.dim,
-    )
-    fixed = _PROCESS_BYTES if device.type == "cpu" else _GPU_CONTEXT_BYTES
     parameters = sum(parameter.numel() for parameter in step.model.parameters())
     return Cost(
         device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         parameters=parameters,
-        memory_bytes=round(fixed + _WEIGHT_COPIES * 4 * parameters + working),
-        available_bytes=_available(device),
+        memory_bytes=memory.peak(lanes, plan.validation_samples),
+        available_bytes=available_bytes(device),
         step_seconds=step_seconds,
     )
 
@@ -149,59 +142,6 @@ def first_run(config: Config, plan: Plan, step_seconds: float) -> tuple[int, flo
         steps = max(1, int(trainer.max_seconds / step_seconds))
     within = min(steps * step_seconds, trainer.max_seconds)
     return min(steps, max(1, round(within / step_seconds))), within
-
-
-class _Step:
-    """One training step on random codes, with any number of lanes and any length of chunk.
-
-    Args:
-        config: of the run.
-        device: where.
-    """
-
-    def __init__(self, config: Config, device: torch.device) -> None:
-        arithmetic = precision(config)
-        narrow = torch.bfloat16 if arithmetic.startswith("bf16") else torch.float16
-        self.model = SampleRNN(config.model).to(device)
-        if arithmetic.endswith("-true"):
-            kinds = {"32": torch.float32, "64": torch.float64, "bf16": torch.bfloat16}
-            self.model.to(kinds[arithmetic.removesuffix("-true")])
-        self._autocast = torch.autocast(device.type, narrow, enabled=arithmetic.endswith("-mixed"))
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr)
-        self._config, self._device = config, device
-
-    def __call__(self, lanes: int, length: int) -> float:
-        """Take the step; returns its seconds."""
-        started = time.perf_counter()
-        loss = self._loss(lanes, length)
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter() - started
-
-    def saved_bytes(self, lanes: int, length: int) -> int:
-        """Bytes that a forward pass keeps for the backward pass, weights apart."""
-        weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self._loss(lanes, length)
-        return sum(kept.values())
-
-    def _loss(self, lanes: int, length: int) -> Tensor:
-        codes = torch.randint(self._config.model.q_levels, (lanes, length), device=self._device)  # [B, T]
-        batch = Batch(codes, torch.ones_like(codes, dtype=torch.bool), torch.zeros_like(codes[:, 0]) > 0)
-        with self._autocast:
-            nats, _ = score_chunk(self.model, codes, batch, self.model.initial_state(lanes))
-        return nats / codes.numel()
 
 
 def _time(step: Callable[[int], float], whole: int, seconds: float) -> float:
@@ -247,17 +187,13 @@ def _device(trainer: TrainerConfig) -> torch.device:
     return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
 
 
+def _devices(trainer: TrainerConfig) -> int:
+    """Processes on this machine: as configured, or all GPUs for `auto`."""
+    if str(trainer.devices).isdecimal():
+        return max(1, int(trainer.devices))
+    return torch.cuda.device_count() if _device(trainer).type == "cuda" else 1
+
+
 def _world_size(trainer: TrainerConfig) -> int:
     """Processes, where the configuration gives a number."""
-    devices = str(trainer.devices)
-    return trainer.num_nodes * (int(devices) if devices.isdecimal() else 1)
-
-
-def _available(device: torch.device) -> int:
-    """Memory in bytes; 0 if the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
+    return trainer.num_nodes * (_devices(trainer) if str(trainer.devices).isdecimal() else 1)

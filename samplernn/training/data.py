@@ -103,7 +103,7 @@ class CorpusModule(pl.LightningDataModule):
         data = self.config.data
         spans = quick_check(locate(self.corpus, self.split.validation), data)
         return EvaluationLoader(
-            evaluation_lanes(self.corpus, spans, self.config.model.lookback, data.batch_size, **self._ranks())
+            evaluation_lanes(self.corpus, spans, self.config.model.lookback, data.lanes, **self._ranks())
         )
 
     def recording(self) -> NDArray[np.int16]:

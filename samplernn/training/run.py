@@ -22,6 +22,7 @@ from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
+from samplernn.training.auto_lanes import resolve
 from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Samples, Stopping
 from samplernn.training.dashboards import dashboards
 from samplernn.training.data import CorpusModule
@@ -76,7 +77,7 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
     """
     chosen = config or Config()
 
-    def prepare_run() -> Prepared:
+    def prepare_run(trainer: pl.Trainer) -> Prepared:
         run = run_folder(name or free_name(Path(folder)))
         if (run.path / "config.yaml").exists():
             raise UserError(
@@ -84,17 +85,21 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
             )
         corpus = prepare(folder, chosen.data.sample_rate, chosen.data.cache_dir)
         parts = split(corpus, chosen.data.split_seed)
+        device = trainer.strategy.root_device
+        config, lanes = resolve(chosen, corpus, parts, device, trainer.num_devices, trainer.num_nodes)
+        if lanes:
+            say(lanes)
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            run.write_config(chosen)
+            run.write_config(config)
         except OSError as error:
             raise UserError(f"{run.path}: cannot write the run there: {error.strerror}") from error
         run.write_facts(
             folder=str(Path(folder).resolve()), gain=corpus.gain, split=parts.to_dict(), state="running"
         )
-        counts = _count_pairs(chosen, corpus, parts)
+        counts = _count_pairs(config, corpus, parts)
         run.write_pair_counts(counts)
-        return Prepared(run, chosen, corpus, parts, counts)
+        return Prepared(run, config, corpus, parts, counts)
 
     outcome = _lead(chosen, prepare_run)
     assert outcome is not None
@@ -120,13 +125,14 @@ def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None 
     run = run_folder(name or newest().name)
     if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
         raise UserError(f"{run.path}: no such run; there are: {', '.join(names()) or 'none'}")
-    saved = to_dict(run.config)
-    config: Config = from_dict(Config, merged(saved, changes))
     old = run.config
+    config: Config = from_dict(Config, merged(to_dict(old), changes))
+    if config.data.batch_size == "auto":  # the run has chosen
+        config = replace(config, data=replace(config.data, batch_size=old.data.batch_size))
     if config.model != old.model or config.data != replace(old.data, cache_dir=config.data.cache_dir):
         raise UserError(f"{run.path}: model.* and data.* of a run cannot change; train a new one instead")
 
-    def prepare_run() -> Prepared | None:
+    def prepare_run(trainer: pl.Trainer) -> Prepared | None:
         facts = run.facts
         if facts["state"] == "finished" and config == old:
             return None
@@ -169,12 +175,12 @@ class Prepared:
         return baseline_bits(self.pair_counts, evaluated)
 
 
-def _lead(config: Config, prepare_run: Callable[[], Prepared | None]) -> Outcome | None:
+def _lead(config: Config, prepare_run: Callable[[pl.Trainer], Prepared | None]) -> Outcome | None:
     """Prepare a run once, train it in every process that there is or should be, judge it once."""
     quiet()
     trainer = make_trainer(config)  # raises on what Lightning refuses, before anything is written
     if launch() is None and trainer.world_size > 1:
-        prepared = prepare_run()
+        prepared = prepare_run(trainer)
         if prepared is None:
             return None
         _introduce(prepared)
@@ -182,7 +188,7 @@ def _lead(config: Config, prepare_run: Callable[[], Prepared | None]) -> Outcome
         return _judge(prepared)
     with taking_leave():
         team = Team(trainer)
-        prepared = team.lead(prepare_run)
+        prepared = team.lead(lambda: prepare_run(trainer))
         if prepared is None:
             return None
         _introduce(prepared)
@@ -304,7 +310,7 @@ def _introduce(prepared: Prepared) -> None:
     steps = len(CorpusModule(config, corpus, prepared.parts).train_dataloader())
     say(
         f"model: {config.model.n_tiers} tiers, {parameters / 1e6:.2f} M parameters; {steps} "
-        f"steps of {config.data.batch_size} x {config.data.tbptt_len} samples per epoch"
+        f"steps of {config.data.lanes} x {config.data.tbptt_len} samples per epoch"
     )
     baselines = prepared.baselines
     say(

@@ -25,7 +25,7 @@ from samplernn.model.network import SampleRNN, State
 Spans = Sequence[tuple[AudioFile, int, int]]
 """Stretches of files: (file, start, stop) in samples."""
 _CHUNK = 8192
-_SAMPLES_PER_STEP = 1 << 16
+SAMPLES_PER_STEP = 1 << 16
 """Lanes times chunk of an evaluation: bounds its memory."""
 _PIECE = 1 << 20
 _CHECKED_SECONDS = 10
@@ -134,7 +134,7 @@ def evaluation_lanes(
     """
     segments = [Segment(file, start, stop) for file, start, stop in spans]
     lanes = min(batch_size, -(-len(segments) // world_size) * world_size)
-    chunk = max(1, min(_CHUNK, _SAMPLES_PER_STEP // lanes) // lookback) * lookback
+    chunk = max(1, min(_CHUNK, SAMPLES_PER_STEP // lanes) // lookback) * lookback
     return Lanes(corpus, segments, lanes, chunk, seed=0, shuffle=False, rank=rank, world_size=world_size)
 
 
@@ -170,7 +170,7 @@ def score_spans(
     """
     config, model = checkpoint.config, checkpoint.build()
     codes = checkpoint.quantizer.int16_to_code(checkpoint.gain)
-    lanes = evaluation_lanes(corpus, spans, model.lookback, config.data.batch_size)
+    lanes = evaluation_lanes(corpus, spans, model.lookback, config.data.lanes)
     hidden = not (progress and sys.stderr.isatty())
     with Progress(console=Console(file=sys.stderr), transient=True, disable=hidden) as bar:
         chunks = bar.track(lanes.chunks(epoch=0), total=len(lanes), description=f"scoring {split}")

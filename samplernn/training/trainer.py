@@ -65,8 +65,8 @@ def _devices(config: Config) -> tuple[int | str, int]:
                 "(see README), which then also says how many machines there are"
             )
         if devices == "auto":  # all, unless the lanes cannot be shared out evenly to so many
-            found = _count(config, "auto")
-            devices = next(n for n in range(found, 0, -1) if config.data.batch_size % n == 0)
+            found, lanes = _count(config, "auto"), config.data.batch_size
+            devices = next(n for n in range(found, 0, -1) if lanes == "auto" or lanes % n == 0)
         return devices, 1
     if devices == "auto":
         devices = started.devices
@@ -89,7 +89,7 @@ def _strategy(config: Config, devices: int | str, num_nodes: int) -> DDPStrategy
     if world_size == 1:
         return "auto"
     lanes = config.data.batch_size
-    if lanes % world_size:
+    if lanes != "auto" and lanes % world_size:
         raise UserError(
             f"data.batch_size {lanes} cannot be shared out evenly to {world_size} devices: "
             f"take {-(-lanes // world_size) * world_size}"

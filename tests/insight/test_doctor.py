@@ -129,11 +129,20 @@ def test_train_says_the_same_and_trains_on_the_rest(
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"batch_size": 64}, {"segment_duration": 100.0}, {"tbptt_len": 4096}, {"split_seed": 7}]
+    "changes",
+    [
+        {},
+        {"batch_size": 64},
+        {"batch_size": "auto"},
+        {"segment_duration": 100.0},
+        {"tbptt_len": 4096},
+        {"split_seed": 7},
+    ],
 )
 def test_the_plan_is_what_training_does(changes: dict[str, object], toy_config: Config) -> None:
     config = replace(toy_config, data=replace(toy_config.data, **changes))  # type: ignore[arg-type]
-    plan = examine(CLIPS, config, seconds=0.1).plan
+    diagnosis = examine(CLIPS, config, seconds=0.1)
+    plan, config = diagnosis.plan, diagnosis.config
     assert plan is not None
     corpus = prepare(CLIPS, RATE)
     data = CorpusModule(config, corpus, split(corpus, config.data.split_seed))

@@ -110,7 +110,7 @@ def benchmark(
         plain = add("plain", single)
         status.update("measuring the loader …")
         loader = loader_rate(config, corpus, _LOADER_SECONDS)
-    samples_per_step = config.data.batch_size * config.data.tbptt_len
+    samples_per_step = config.data.lanes * config.data.tbptt_len
     rates = {key: samples_per_step / one.step_seconds for key, one in found.items()}
     results = [
         _result(preset, config, key, found[key], rates[key], rates[plain]) for key in reversed(list(found))
@@ -142,14 +142,15 @@ def trial_config(
     arithmetic = resolved(config)
     trainer = replace(config.trainer, precision=arithmetic, devices=1, num_nodes=1, accumulate_grad_batches=1)
     config = replace(config, trainer=trainer)
-    default = config.data.batch_size, config.data.tbptt_len
+    default = config.data
     if device_of(config).type == "cpu":
         lookback = config.model.lookback
-        default = CPU_LANES, max(1, CPU_TBPTT_LEN // lookback) * lookback
+        whole_frames = max(1, CPU_TBPTT_LEN // lookback) * lookback
+        default = replace(default, batch_size=CPU_LANES, tbptt_len=whole_frames)
     data = replace(
-        config.data,
-        batch_size=default[0] if lanes is None else lanes,
-        tbptt_len=default[1] if tbptt_len is None else tbptt_len,
+        default,
+        batch_size=default.lanes if lanes is None else lanes,
+        tbptt_len=default.tbptt_len if tbptt_len is None else tbptt_len,
     )
     return replace(config, data=data)
 
@@ -165,7 +166,7 @@ def looped_clips(config: Config, folder: Path) -> Corpus:
     clips = prepare(_CLIPS, data.sample_rate, folder / "cache", progress=False)
     audio = np.concatenate([clips.read(file, 0, file.num_samples) for file in clips.files])
     chunks = max(1, round(data.segment_duration * data.sample_rate) // data.tbptt_len)
-    samples = np.resize(audio, data.batch_size * chunks * data.tbptt_len)
+    samples = np.resize(audio, data.lanes * chunks * data.tbptt_len)
     samples.astype("<i2").tofile(folder / "clips.i16")
     file = replace(clips.files[0], path="clips", shard="clips.i16", offset=0, num_samples=len(samples))
     return replace(clips, files=(file,), shard_dir=folder)
@@ -254,7 +255,7 @@ def limit(model: ModelConfig, variant: Variant, samples_per_step: int, multiply_
 def _result(
     preset: str, config: Config, key: tuple[Variant, str], one: Measured, rate: float, plain: float
 ) -> Result:
-    lanes = config.data.batch_size
+    lanes = config.data.lanes
     bound = limit(config.model, key[0], lanes * config.data.tbptt_len, one.multiply_rate)
     return Result(
         what="train",
@@ -288,4 +289,4 @@ def _machine(
 
 
 def _describe(config: Config) -> str:
-    return f"{config.data.batch_size} x {config.data.tbptt_len} samples"
+    return f"{config.data.lanes} x {config.data.tbptt_len} samples"

@@ -15,7 +15,7 @@ import torch
 from samplernn.audio.corpus import prepare
 from samplernn.audio.lanes import Lanes
 from samplernn.cli import main
-from samplernn.config import Config, ModelConfig, UserError
+from samplernn.config import Config, DataConfig, ModelConfig, UserError
 from samplernn.insight.benchmark import training
 from samplernn.insight.benchmark.plain import PlainTraining
 from samplernn.insight.benchmark.training import (
@@ -129,7 +129,7 @@ def test_the_table_is_for_people(quick: list[Task], capsys: pytest.CaptureFixtur
     [
         (["--what", "train", "--preset", "huge"], "unknown preset 'huge'; there are: demo"),
         (["--what", "train", "--precision", "8"], "trainer.precision must be one of"),
-        (["--what", "train", "--lanes", "0"], "data.batch_size must be at least 1, got 0"),
+        (["--what", "train", "--lanes", "0"], "data.batch_size must be at least 1, or auto, got 0"),
         (["--what", "train", "--preset", "small", "--tbptt-len", "100"], "is not a multiple of"),
         (["--what", "train", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["--lanes", "4"], "belong to --what train"),
@@ -152,6 +152,18 @@ def test_on_a_cpu_all_presets_are_measured_at_one_size(monkeypatch: pytest.Monke
     data = trial_config("paper-3tier").data
     assert (data.batch_size, data.tbptt_len) == (128, 512)
     assert trial_config("reference", lanes=64).data.batch_size == 64
+
+
+def test_a_preset_without_a_number_of_lanes_needs_one_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU all presets have 16."""
+    preset = Config(data=DataConfig(batch_size="auto"))
+    monkeypatch.setattr(training, "preset_config", lambda name, changes: preset)
+    monkeypatch.setattr(training, "device_of", lambda config: CPU)
+    assert trial_config("mine").data.batch_size == 16
+    monkeypatch.setattr(training, "device_of", lambda config: torch.device("cuda"))
+    assert trial_config("mine", lanes=64).data.batch_size == 64
+    with pytest.raises(UserError, match="batch_size is auto, and this needs a number"):
+        trial_config("mine")
 
 
 def test_the_limit_is_what_products_alone_would_take() -> None:
