@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from samplernn import __version__
-from samplernn.config import UserError, to_dict
+from samplernn.config import Config, UserError, to_dict
 
 Verb = Callable[[list[str]], int]
 
@@ -53,6 +53,9 @@ def train(argv: list[str]) -> int:
     from samplernn.options import parse
 
     options = parse(argv)
+    if options.overfit_check:
+        assert options.folder is not None
+        return _overfit_check(options.folder, options.config)
     from samplernn.training import run
     from samplernn.training.callbacks import Interrupted
     from samplernn.training.folder import RUNS, newest
@@ -86,6 +89,20 @@ def train(argv: list[str]) -> int:
         f"next: samplernn generate {outcome.folder}"
     )
     return 0
+
+
+def _overfit_check(folder: str, config: Config) -> int:
+    """Say whether these options learn a few seconds of the folder by heart."""
+    from samplernn.training.callbacks import Interrupted
+    from samplernn.training.overfit import overfit_check
+
+    try:
+        check = overfit_check(folder, config)
+    except Interrupted as interrupted:
+        _say(f"\nstopped by {interrupted}")
+        return 128 + interrupted.signal_number
+    print(check.verdict)
+    return 0 if check.is_healthy else 1
 
 
 def generate(argv: list[str]) -> int:
@@ -256,8 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the console script `samplernn`.
 
     Returns:
-        The exit code: 0, 1 for a folder that `doctor` finds unfit, 2 for a mistake of the user's,
-        128 + number for a signal.
+        The exit code: 0, 1 for a folder or options that `doctor` or `--overfit-check` finds unfit, 2 for a
+        mistake of the user's, 128 + number for a signal.
     """
     parser = Parser(
         prog="samplernn",

@@ -23,6 +23,7 @@ class TrainOptions:
     folder: str | None
     name: str | None
     resume: bool
+    overfit_check: bool
     config: Config
     """Preset or files, then keys."""
     changes: dict[str, Any]
@@ -49,12 +50,14 @@ def parse(argv: list[str]) -> TrainOptions:
     files, rest = _split_config(argv)
     values = _values(_train_parser(prog), rest)
     folder, name = values.pop("folder", None), values.pop("name", None)
-    resume = bool(values.pop("resume", False))
+    resume, overfit_check = bool(values.pop("resume", False)), bool(values.pop("overfit_check", False))
+    if resume and overfit_check:
+        raise UserError("--overfit-check tries the options of a new run: leave --resume out")
     if folder is None and not resume:
         raise UserError(f"{prog}: name the folder of audio  (see {prog} --help)")
     if resume and files:
         raise UserError("--resume continues a run with its own configuration: leave --config out")
-    return TrainOptions(folder, name, resume, _config(files, values), values)
+    return TrainOptions(folder, name, resume, overfit_check, _config(files, values), values)
 
 
 def parse_doctor(argv: list[str]) -> DoctorOptions:
@@ -148,6 +151,12 @@ def _train_parser(prog: str) -> jsonargparse.ArgumentParser:
     parser.add_argument("--name", help="of the run, a folder below runs/ (default: the audio folder's name)")
     parser.add_argument(
         "--resume", action="store_true", help="continue the run --name, or the newest, with its own options"
+    )
+    parser.add_argument(
+        "--overfit-check",
+        action="store_true",
+        help="only try, for a minute at most, whether these options learn a few seconds of one file by "
+        "heart; keeps nothing. Exit code 0 if they do, 1 if not",
     )
     return _with_config(parser)
 

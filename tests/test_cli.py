@@ -52,6 +52,9 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "x", "--max-minutes", "nan"], "max_minutes: Expected a float"),
         (["train", "x", "--max-minutes", "ten"], "max_minutes: Expected a float. Got value: ten"),
         (["train", "x", "--max-minutes", "3", "--trainer.max_time", "00:00:03:00"], "give one of them"),
+        (["train", "--resume", "--overfit-check"], "leave --resume out"),
+        (["train", "nowhere", "--overfit-check"], "nowhere: no such folder"),
+        (["train", "--overfit-check"], "folder of audio"),
         (
             ["train", "x", "--data.batch_size", "many"],
             "data.batch_size: Expected int or auto. Got value: many",
@@ -250,6 +253,8 @@ def test_every_command_of_the_readme_runs_at_toy_size(
         if argv[0] in ("train", "doctor"):
             small = [key for key in toy_arguments() if "--resume" not in argv or "trainer.max_steps" in key]
             argv += small
+        if "--overfit-check" in argv:
+            argv += ["--optim.lr=0.01"]  # a network that small takes large steps
         if argv[0] == "generate":
             argv += ["--duration", "0.05"]
         assert main(argv) == 0, command
