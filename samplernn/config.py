@@ -120,7 +120,7 @@ class DataConfig:
     batch_size: int | Literal["auto"] = 16
     """Lanes over all devices together; auto: as many as fit into memory and the audio keeps busy, at most
     256. A run keeps the number that it began with."""
-    tbptt_len: int = 1024
+    tbptt_len: int = 512
     """Samples per chunk of truncated backpropagation, a multiple of the largest frame."""
     segment_duration: float = 8.0
     """Seconds of contiguous audio that a lane reads before its state is reset."""
@@ -167,7 +167,7 @@ class DataConfig:
 class OptimConfig:
     """Adam, its learning-rate schedule, and when to give up."""
 
-    lr: float = 2e-3
+    lr: float = 4e-3
     """Peak learning rate of Adam."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
@@ -265,7 +265,7 @@ class TrainerConfig:
     """Clip the global norm, or each value."""
     accumulate_grad_batches: int = 1
     """Chunks per optimizer step."""
-    val_check_interval: int = 500
+    val_check_interval: int = 1000
     """Steps between validations."""
     log_every_n_steps: int = 20
     """Steps between logged training metrics."""
