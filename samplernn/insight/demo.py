@@ -1,4 +1,4 @@
-"""`samplernn demo`: the whole path, from the embedded clips to new audio, in about three minutes."""
+"""`samplernn demo`: the whole path, from the embedded clips to new audio, in about two minutes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score
         f"({rate / NUM / generator.sample_rate:.2f}x real time each):\n"
         + "".join(f"  {path}\n" for path in paths)
         + f"picture:\n  {picture}\n\n"
-        f"two minutes teach it timbre, not yet form. Next:\n"
+        f"a minute teaches it timbre, not yet form. Next:\n"
         f"  samplernn generate {outcome.folder} --duration 30 --temperature 0.9\n"
         f"  samplernn train YOUR_FOLDER\n"
         f"  tensorboard --logdir {outcome.folder.parent}"

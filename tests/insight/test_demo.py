@@ -1,4 +1,4 @@
-"""The demo at toy size: everything but the two minutes."""
+"""The demo at toy size: everything but the minute."""
 
 from __future__ import annotations
 
