@@ -126,7 +126,7 @@ def test_the_suggested_tbptt_len_is_valid_and_nearest(tbptt_len: int, frame: int
 
 DEFAULT_FREE = Config(
     model=ModelConfig((8, 4, 2), "lstm", 3, 32, False, False, 12, 300, "a-law", "softmax", 3.0),
-    data=DataConfig(8000, 3, 512, 2.5, 60.0, 7, "/tmp/cache folder"),
+    data=DataConfig(8000, 3, 1024, 2.5, 60.0, 7, "/tmp/cache folder"),
     optim=OptimConfig(3e-4, (0.8, 0.95), 0.01, "constant", 0.5, 0, 0, 0.99),
     checkpoint=CheckpointConfig(100, 0.5),
     samples=SamplesConfig(0, 1.5, 1.0, 5),
@@ -242,7 +242,7 @@ PRESETS = {  # docs: the table of presets in DESIGN.md
     "reference": ((64, 16), 2, 1024, 256, "linear", 256, 1024, 128),
     "paper-2tier": ((16,), 3, 1024, 256, "linear", 256, 1024, 128),
     "paper-3tier": ((8, 2), 1, 1024, 256, "linear", 256, 512, 128),
-    "small": ((64, 16), 1, 256, 256, "linear", 256, 1024, 16),
+    "small": ((64, 16), 1, 256, 256, "linear", 256, 512, 16),
 }
 
 

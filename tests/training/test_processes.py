@@ -164,7 +164,7 @@ def test_several_processes_are_stopped_saved_and_resumed_to_the_same_weights(fol
 
 
 def test_a_process_that_dies_ends_the_run_which_then_resumes_on_one_device(folder: Path, one: Path) -> None:
-    process = _train(folder, "died", trainer={"devices": 2, "max_steps": 3000})
+    process = _train(folder, "died", trainer={"devices": 2})
     _wait_for(Path("runs/died/checkpoints/last.ckpt"), process)
     os.kill(_workers("died")[1], signal.SIGKILL)
     message = process.communicate(timeout=60)[1]
