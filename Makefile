@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-gpu lint format clean
+.PHONY: demo test test-slow test-faults test-gpu lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/samplernn demo
@@ -16,6 +16,10 @@ test: lint
 # Long tests.
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# Kills, signals, full disks and the like, many times over; `make test` has a few of each. About ten minutes.
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest tests/faults --all-faults
 
 # Tests that need a CUDA device.
 test-gpu: $(INSTALLED)

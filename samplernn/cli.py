@@ -58,8 +58,8 @@ def train(argv: list[str]) -> int:
         return _overfit_check(options.folder, options.config)
     from samplernn.training import run
     from samplernn.training.callbacks import Interrupted
-    from samplernn.training.folder import RUNS, newest
-    from samplernn.training.processes import ProcessDied
+    from samplernn.training.folder import RUNS, newest, of_job
+    from samplernn.training.processes import REQUEUE, ProcessDied, is_requeued, requeue, slurm_job
     from samplernn.training.scoring import table
 
     try:
@@ -68,6 +68,10 @@ def train(argv: list[str]) -> int:
             if outcome is None:
                 name = options.name or newest().name
                 run.say(f"{RUNS / name}: already finished. A later limit or more optim.patience continues it")
+                return 0
+        elif is_requeued() and (begun := of_job(slurm_job() or "")):
+            outcome = run.resume(begun, {})
+            if outcome is None:
                 return 0
         else:
             assert options.folder is not None
@@ -78,9 +82,14 @@ def train(argv: list[str]) -> int:
             f"\nstopped by {interrupted}, {saved}. "
             f"Continue with: samplernn train --resume --name {interrupted.run}"
         )
+        if interrupted.saved and interrupted.signal_number == REQUEUE and slurm_job():
+            run.say(requeue())
         return 128 + interrupted.signal_number
     except ProcessDied as died:
-        run.say(f"\nerror: {died}. Continue from the last checkpoint with: samplernn train --resume")
+        run.say(
+            f"\nerror: {died}. Continue from the last checkpoint with: "
+            f"samplernn train --resume --name {died.run}"
+        )
         return 1
     run.say(
         f"\nfinished after {outcome.step} steps: {outcome.reason}.\n"

@@ -271,6 +271,8 @@ class TrainerConfig:
     """Steps between logged training metrics."""
     enable_progress_bar: bool = True
     """Show progress."""
+    process_timeout_minutes: float = 30.0
+    """Give up when a process has not answered the others for so long: it is frozen, or its machine gone."""
 
     def __post_init__(self) -> None:
         _require(
@@ -288,6 +290,10 @@ class TrainerConfig:
         _require(
             self.gradient_clip_val is None or self.gradient_clip_val > 0,
             f"trainer.gradient_clip_val must be above 0 or null, got {self.gradient_clip_val}",
+        )
+        _require(
+            self.process_timeout_minutes > 0,
+            f"trainer.process_timeout_minutes must be above 0, got {self.process_timeout_minutes}",
         )
         self.max_seconds  # noqa: B018  (raises on a malformed time)
 

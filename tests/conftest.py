@@ -39,6 +39,13 @@ def toy_arguments() -> list[str]:
     return [f"--{part}.{key}={value}" for part, keys in TOY.items() for key, value in keys.items()]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test-faults`."""
+    parser.addoption(
+        "--all-faults", action="store_true", help="inject faults as often as docs/faults.md says"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test touches the user's cache; subprocesses inherit this one."""

@@ -145,6 +145,7 @@ DEFAULT_FREE = Config(
         val_check_interval=7,
         log_every_n_steps=3,
         enable_progress_bar=False,
+        process_timeout_minutes=5.0,
     ),
     seed_everything=99,
 )

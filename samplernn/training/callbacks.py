@@ -29,7 +29,7 @@ from samplernn.training.dashboards import Dashboard
 from samplernn.training.data import lane_loader
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import TrainingModule
-from samplernn.training.processes import is_first
+from samplernn.training.processes import is_first, stop_signals
 
 SAMPLING_SHARE = 0.1
 """Largest share of a run's time that samples may take."""
@@ -77,13 +77,14 @@ class Stopping(pl.Callback):
         self._signal = signal.SIGTERM
         self._noted_at = 0.0
         self._module: TrainingModule | None = None
+        self._step = 0
         # Taken here, before Lightning sets its own, and put back at the end.
-        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {number: signal.getsignal(number) for number in stop_signals()}
         self.reason = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        self._module = pl_module
+        self._module, self._step = pl_module, trainer.global_step
         for number in self._handlers:
             signal.signal(number, self._note)
 
@@ -91,8 +92,11 @@ class Stopping(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
         agreed = pl_module.agreement.agreed
-        if agreed.must_stop:
+        if agreed.must_stop and not _is_validation_next(trainer):
             self._save(trainer)
             raise Interrupted(self._signal, saved=True)
         config, loader = pl_module.config.trainer, lane_loader(trainer)
@@ -144,11 +148,22 @@ class Stopping(pl.Callback):
         self._module.stop_requested = True
 
 
+def _is_validation_next(trainer: pl.Trainer) -> bool:
+    """Whether Lightning validates after the batch that it has just trained on.
+
+    Nothing is saved between the two: a run that was resumed there would miss the validation.
+    """
+    every = trainer.val_check_batch
+    assert every is not None
+    return (trainer.fit_loop.total_batch_idx + 1) % every == 0
+
+
 class Checkpoints(pl.Callback):
     """Keeps `best.ckpt` (lowest validation bits) and `last.ckpt` with the one before it.
 
     A checkpoint appears whole or not at all: it is written beside its place, flushed to the disk
-    and renamed.
+    and renamed. What is due at a validation is written after it and after its samples, so this callback
+    comes last.
 
     Args:
         folder: of the checkpoints.
@@ -162,6 +177,7 @@ class Checkpoints(pl.Callback):
         self._saved_at = time.monotonic()
         self._has_asked = False
         self._is_due = False
+        self._is_accumulating = False
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -180,17 +196,20 @@ class Checkpoints(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         self._is_due |= pl_module.agreement.agreed.must_save
-        if trainer.global_step == self._step:  # gradients are still being accumulated
+        self._is_accumulating = trainer.global_step == self._step
+        if self._is_accumulating:
             return
         self._step = trainer.global_step
-        by_steps = self._every_steps > 0 and trainer.global_step % self._every_steps == 0
-        if by_steps or self._is_due:
+        self._is_due |= self._every_steps > 0 and trainer.global_step % self._every_steps == 0
+        if self._is_due and not _is_validation_next(trainer):
             self.save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         if pl_module.validation_bits <= pl_module.best_bits:
             self._write(trainer, "best.ckpt")
+        if self._is_due and not self._is_accumulating:
+            self.save_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save_last(trainer)
@@ -205,8 +224,6 @@ class Checkpoints(pl.Callback):
         path, partial = self.folder / name, self.folder / f".{name}.partial"
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
             if keep and path.exists():
                 _link(path, self.folder / keep)
             partial.replace(path)

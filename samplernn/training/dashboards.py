@@ -69,10 +69,11 @@ class TensorBoard(TensorBoardLogger):
     Args:
         run: the folder.
         baselines: drawn with the validation into one diagram, under 'custom scalars'.
+        step: that the run goes on from; what is there of later steps is forgotten.
     """
 
-    def __init__(self, run: Path, baselines: BaselineBits) -> None:
-        super().__init__(run, name="", version="", default_hp_metric=False)
+    def __init__(self, run: Path, baselines: BaselineBits, step: int) -> None:
+        super().__init__(run, name="", version="", default_hp_metric=False, purge_step=step + 1)
         names = ["", *(f"{name}_" for name in baselines.to_dict())]
         tags = [f"validation/{name}bits_per_sample" for name in names]
         self.experiment.add_custom_scalars_multilinechart(tags, "validation", "bits per sample")
@@ -205,17 +206,18 @@ class Wandb(Logger):
             _say(f"wandb failed, some of this run may be missing there: {_one_line(error)}")
 
 
-def dashboards(config: Config, run: Path, baselines: BaselineBits) -> list[TensorBoard | Wandb]:
+def dashboards(config: Config, run: Path, baselines: BaselineBits, step: int) -> list[TensorBoard | Wandb]:
     """The dashboards of a run, ready to log.
 
     Args:
         config: says which.
         run: folder of the run.
         baselines: on the validation audio.
+        step: that the run goes on from. TensorBoard forgets what a session before logged later than that.
     """
     found: list[TensorBoard | Wandb] = []
     if config.logger in ("tensorboard", "both"):
-        found.append(TensorBoard(run, baselines))
+        found.append(TensorBoard(run, baselines, step))
     if config.logger in ("wandb", "both") and is_first():
         try:
             session = _start_wandb(run)

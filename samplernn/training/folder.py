@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import yaml
 
@@ -24,13 +28,41 @@ class RunFolder:
 
     path: Path
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """No other process may train this run inside the block. Ends with the process, however that ends.
+
+        Raises:
+            UserError: another one does, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError(
+                f"{self.path}: another process is training this run; wait for it, or choose another --name"
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            yield
+            return
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write the run there: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+            if not (self.path / "config.yaml").exists():  # no run has come of it
+                with contextlib.suppress(OSError):
+                    (self.path / ".lock").unlink(missing_ok=True)
+                    self.path.rmdir()
+                    self.path.parent.rmdir()
+
     @property
-    def last(self) -> Path | None:
-        """The newest checkpoint, or the one before it, or None before the first."""
-        for name in ("last.ckpt", "last-previous.ckpt"):
-            if (self.path / "checkpoints" / name).exists():
-                return self.path / "checkpoints" / name
-        return None
+    def newest_checkpoints(self) -> list[Path]:
+        """What a run may be continued from: the last checkpoint and the one before, as far as they exist."""
+        paths = [self.path / "checkpoints" / name for name in ("last.ckpt", "last-previous.ckpt")]
+        return [path for path in paths if path.exists()]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -76,6 +108,16 @@ class RunFolder:
         partial.replace(self.path / name)
 
 
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint file, found by reading all of it; None if it is whole."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            damaged = archive.testzip()
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        return f"cannot be read ({error})"
+    return f"is damaged (checksum of {damaged})" if damaged else None
+
+
 def newest() -> Path:
     """The run that was written to last.
 
@@ -86,6 +128,14 @@ def newest() -> Path:
     if not found:
         raise UserError(f"no runs below {RUNS.resolve()}: nothing to resume")
     return RUNS / found[-1]
+
+
+def of_job(job: str) -> str | None:
+    """The run that a SLURM job began, if it has."""
+    for name in names():
+        if RunFolder(RUNS / name).facts.get("slurm_job") == job:
+            return name
+    return None
 
 
 def names() -> list[str]:

@@ -5,7 +5,7 @@ Everything stays on the device; the host waits for it only in `Gradients.read`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,13 @@ class Gradients:
         self.latest = Reading({}, 0, 0)
         """The last reading."""
 
-    def restore(self, skipped: int) -> None:
-        """Go on counting from a saved `Reading.skipped`; a resumed run has skipped none in a row."""
-        self._skips = torch.tensor([skipped, 0])
+    def state_dict(self) -> dict[str, list[float] | int]:
+        """What a resumed run needs to read the same; waits for the device, and is no reading."""
+        return {"sums": self._sums.tolist(), "skipped": int(self._skips[0])}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from `state_dict`; a resumed run has skipped no steps in a row."""
+        self._sums, self._skips = torch.tensor(saved["sums"]), torch.tensor([saved["skipped"], 0])
 
     @torch.no_grad()
     def judge(
@@ -83,10 +87,6 @@ class Gradients:
         norms = {name: total / taken for name, total in zip(self._names, sums, strict=True) if taken}
         self.latest = Reading(norms, *self._skips.tolist())
         return self.latest
-
-    def read_skipped(self) -> int:
-        """`Reading.skipped` alone, to be saved; waits for the device, and is no reading."""
-        return int(self._skips[0])
 
     def _count(self, by_tier: Tensor, norm: Tensor) -> None:
         """Add one step's norms, per tier ``[n_tiers]`` and of all ``[]``, or count it as skipped."""

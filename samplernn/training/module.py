@@ -215,13 +215,15 @@ class TrainingModule(pl.LightningModule):
         checkpoint[ENTRY] = {**self.facts.entry(), "results": results}
         checkpoint["hyper_parameters"] = to_dict(self.config)
         checkpoint[STATE] = {
+            "processes": self.trainer.world_size,
             "lanes": None if self.lane_state is None else self._gather(self.lane_state),
             "loader": lane_loader(self.trainer).state_dict(),
             "seconds": self.clock.seconds,
             "validation_bits": self.validation_bits,
             "best_bits": self.best_bits,
             "validations_since_best": self.validations_since_best,
-            "skipped_steps": self.gradients.read_skipped(),
+            "gradients": self.gradients.state_dict(),
+            "unread": self._gather_unread(),
         }
         if self.averaged is not None:
             tensors = checkpoint["state_dict"]
@@ -238,7 +240,8 @@ class TrainingModule(pl.LightningModule):
         checkpoint["state_dict"] = weights = saved.get("weights", average)
         if self.averaged is not None:
             checkpoint["state_dict"] = {**weights, **_renamed(average, "model.", "averaged.")}
-        self.gradients.restore(saved.get("skipped_steps", 0))
+        self.gradients.load_state_dict(saved["gradients"])
+        self._take_unread(saved["unread"])
         self._loader_state = saved["loader"]
         self.clock.seconds_before = saved["seconds"]
         self.validation_bits, self.best_bits = saved["validation_bits"], saved["best_bits"]
@@ -274,6 +277,22 @@ class TrainingModule(pl.LightningModule):
         if self.trainer.world_size > 1:
             mine = [cast(Tensor, self.all_gather(tensor)).flatten(0, 1) for tensor in mine]
         return [tensor.cpu() for tensor in mine]
+
+    def _gather_unread(self) -> Tensor:
+        """Nats and real samples of chunks not logged yet, float64 ``[processes, n, 2]``, on the CPU."""
+        pairs = [[nats.item(), real.item()] for nats, real in self._unread]
+        mine = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2)
+        if self.trainer.world_size == 1 or not pairs:
+            return mine[None]
+        return cast(Tensor, self.all_gather(mine.to(self.device))).cpu()
+
+    def _take_unread(self, everyone: Tensor) -> None:
+        """Take back this process's share of `_gather_unread`."""
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        if len(everyone) != world_size:  # on other devices now: the first speaks for all
+            everyone = everyone.reshape(1, -1, 2)
+        mine = everyone[rank] if rank < len(everyone) else ()
+        self._unread = [(nats, real) for nats, real in mine]
 
 
 def _spoilt_rows(state: State) -> Tensor:

@@ -36,7 +36,9 @@ T = TypeVar("T")
 
 USER_ERROR, PEER_LOST = 2, 3
 """Exit codes of a worker: a mistake of the user's; another worker could not be reached any more."""
-_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+REQUEUE = getattr(signal, "SIGUSR1", signal.SIGTERM)
+"""What SLURM sends before a job's time is over (``#SBATCH --signal=USR1@120``): save, queue the job again."""
+_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + REQUEUE)
 _WAIT_FOR_THE_FIRST = datetime.timedelta(days=30)
 """The first process may decode a corpus for hours while the others wait."""
 _GRACE_SECONDS = 15.0
@@ -45,7 +47,16 @@ _POLL_SECONDS = 0.1
 
 
 class ProcessDied(Exception):
-    """A process of the run ended before its time, and the run with it. The message is one line."""
+    """A process of the run ended before its time, and the run with it. The message is one line.
+
+    Args:
+        message: which, and how.
+        run: name of the run, for `--resume --name`.
+    """
+
+    def __init__(self, message: str, run: str) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,37 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     else:
         return None
     return Launch(world_size, devices, world_size // devices) if world_size > 1 else None
+
+
+def slurm_job(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The SLURM job that this process belongs to, as scontrol names it."""
+    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
+
+
+def is_requeued(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether SLURM has started this job before."""
+    return int(environment.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
+def requeue() -> str:
+    """Queue this process's SLURM job again, if it is the first; returns what to say about it."""
+    job = slurm_job()
+    if job is None or not is_first():
+        return ""
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        return f"job {job} could not be queued again: {' '.join(reason.split())}"
+    return f"job {job} is queued again, and will go on by itself"
+
+
+def stop_signals() -> tuple[int, ...]:
+    """What makes a run save and leave."""
+    usual = (signal.SIGINT, signal.SIGTERM)
+    return (*usual, REQUEUE) if slurm_job() and REQUEUE not in usual else usual
 
 
 def is_first() -> bool:
@@ -158,7 +200,11 @@ def train_in_processes(run: Path, task: bytes, devices: int) -> int | None:
     (run / "logs").mkdir()
     with _workers(run, task, devices) as workers, _passing_signals_on(workers) as passed_on:
         failed = _wait(workers, passed_on)
+        silent = [worker.rank + 1 for worker in workers if worker.process.poll() is None]
     if failed is not None:
+        if failed.lost_another and silent:
+            names = " and ".join(map(str, silent))
+            raise ProcessDied(f"process {names} of {len(workers)} does not answer any more", run.name)
         raise failed.why(len(workers))
     stopped = [worker.process.returncode for worker in workers if worker.process.returncode]
     return max(code - 128 if code > 0 else -code for code in stopped) if stopped else None
@@ -175,7 +221,7 @@ class _Worker:
     """
 
     def __init__(self, run: Path, task: bytes, rank: int, environment: Mapping[str, str]) -> None:
-        self.rank = rank
+        self.rank, self.run = rank, run.name
         self.log = log_file(run, rank) if rank else None
         self.error_file = error_file(run, rank)
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -218,7 +264,8 @@ class _Worker:
         if code == -signal.SIGKILL:
             how += " (perhaps there is too little memory)"
         what = f"process {self.rank + 1} of {world_size} {how}"
-        return ProcessDied(what + (f": {said}" if said else "") + (f"; see {self.log}" if self.log else ""))
+        said = (f": {said}" if said else "") + (f"; see {self.log}" if self.log else "")
+        return ProcessDied(what + said, self.run)
 
 
 def log_file(run: Path, rank: int) -> Path:
@@ -275,7 +322,7 @@ def _wait(workers: Sequence[_Worker], signals: Sequence[int]) -> _Worker | None:
 
 @contextlib.contextmanager
 def _passing_signals_on(workers: Sequence[_Worker]) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM go to all workers instead of ending this process; yields those that came."""
+    """Signals to stop go to all workers instead of ending this process; yields those that came."""
     passed_on: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -286,7 +333,7 @@ def _passing_signals_on(workers: Sequence[_Worker]) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield passed_on
         return
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in stop_signals()}
     try:
         yield passed_on
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from samplernn.training.auto_lanes import resolve
 from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Samples, Stopping
 from samplernn.training.dashboards import dashboards
 from samplernn.training.data import CorpusModule
-from samplernn.training.folder import RunFolder, free_name, names, newest, run_folder
+from samplernn.training.folder import RunFolder, damage_of, free_name, names, newest, run_folder
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import STATE, TrainingModule
 from samplernn.training.processes import (
@@ -35,6 +36,7 @@ from samplernn.training.processes import (
     is_first,
     is_peer_lost,
     launch,
+    slurm_job,
     taking_leave,
     train_in_processes,
 )
@@ -77,8 +79,9 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
     """
     chosen = config or Config()
 
+    run = run_folder(name or free_name(Path(folder)))
+
     def prepare_run(trainer: pl.Trainer) -> Prepared:
-        run = run_folder(name or free_name(Path(folder)))
         if (run.path / "config.yaml").exists():
             raise UserError(
                 f"{run.path}: this run exists. Continue it with --resume, or choose another --name"
@@ -91,17 +94,21 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
             say(lanes)
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            run.write_config(config)
+            run.write_facts(
+                folder=str(Path(folder).resolve()),
+                gain=corpus.gain,
+                split=parts.to_dict(),
+                state="running",
+                slurm_job=slurm_job(),
+            )
+            run.write_config(config)  # last: with it the run exists
         except OSError as error:
             raise UserError(f"{run.path}: cannot write the run there: {error.strerror}") from error
-        run.write_facts(
-            folder=str(Path(folder).resolve()), gain=corpus.gain, split=parts.to_dict(), state="running"
-        )
         counts = _count_pairs(config, corpus, parts)
         run.write_pair_counts(counts)
         return Prepared(run, config, corpus, parts, counts)
 
-    outcome = _lead(chosen, prepare_run)
+    outcome = _lead(run, chosen, prepare_run)
     assert outcome is not None
     return outcome
 
@@ -146,7 +153,7 @@ def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None 
             counts = _count_pairs(config, corpus, parts)
         return Prepared(run, config, corpus, parts, counts)
 
-    return _lead(config, prepare_run)
+    return _lead(run, config, prepare_run)
 
 
 @dataclass(frozen=True)
@@ -175,25 +182,48 @@ class Prepared:
         return baseline_bits(self.pair_counts, evaluated)
 
 
-def _lead(config: Config, prepare_run: Callable[[pl.Trainer], Prepared | None]) -> Outcome | None:
+def _lead(
+    run: RunFolder, config: Config, prepare_run: Callable[[pl.Trainer], Prepared | None]
+) -> Outcome | None:
     """Prepare a run once, train it in every process that there is or should be, judge it once."""
     quiet()
     trainer = make_trainer(config)  # raises on what Lightning refuses, before anything is written
-    if launch() is None and trainer.world_size > 1:
-        prepared = prepare_run(trainer)
-        if prepared is None:
-            return None
-        _introduce(prepared)
-        _train_in_processes(prepared, trainer.num_devices)
-        return _judge(prepared)
-    with taking_leave():
+    with contextlib.ExitStack() as until_the_end:
+        until_the_end.enter_context(_explained(run))
+
+        def claim_and_prepare() -> Prepared | None:
+            until_the_end.enter_context(run.claimed())
+            return prepare_run(trainer)
+
+        if launch() is None and trainer.world_size > 1:
+            prepared = claim_and_prepare()
+            if prepared is None:
+                return None
+            _introduce(prepared)
+            _train_in_processes(prepared, trainer.num_devices)
+            return _judge(prepared)
+        until_the_end.enter_context(taking_leave())
         team = Team(trainer)
-        prepared = team.lead(lambda: prepare_run(trainer))
+        prepared = team.lead(claim_and_prepare)
         if prepared is None:
             return None
         _introduce(prepared)
         work(prepared)
         return team.lead(lambda: _judge(prepared))
+
+
+@contextlib.contextmanager
+def _explained(run: RunFolder) -> Iterator[None]:
+    """A disk that is full, read-only or gone: UserError, one line, instead of OSError."""
+    try:
+        yield
+    except BrokenPipeError:  # of whoever reads what the command says
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or run.path}: {error.strerror or error}; what was saved is whole. Once mended, "
+            f"continue with: samplernn train --resume --name {run.path.name}"
+        ) from error
 
 
 def _train_in_processes(prepared: Prepared, devices: int) -> None:
@@ -204,7 +234,8 @@ def _train_in_processes(prepared: Prepared, devices: int) -> None:
     try:
         signal_number = train_in_processes(run.path, pickle.dumps(prepared), devices)
     except BaseException:
-        run.write_facts(state="interrupted")
+        with contextlib.suppress(OSError):  # which may be why it ended
+            run.write_facts(state="interrupted")
         raise
     if signal_number is not None:
         raise Interrupted(signal_number, run.facts["saved"], run.path.name)
@@ -229,15 +260,19 @@ def work(prepared: Prepared) -> None:
     )
     module = TrainingModule(facts, planned_steps_per_epoch=len(data.train_dataloader()))
     try:
-        step, reason = _fit(run, module, data, prepared.baselines)
+        with _explained(run):
+            step, reason = _fit(run, module, data, prepared.baselines)
     except BaseException as error:
         saved = isinstance(error, Interrupted) and error.saved
         if is_first():
-            run.write_facts(state="interrupted", saved=saved)
+            with contextlib.suppress(OSError):  # which may be why it ended
+                run.write_facts(state="interrupted", saved=saved)
         if isinstance(error, Interrupted):
             error.run = run.path.name
         elif is_peer_lost(error):
-            raise ProcessDied("another process of this run ended, or can no longer be reached") from error
+            raise ProcessDied(
+                "another process of this run ended, or can no longer be reached", run.path.name
+            ) from error
         raise
     if is_first():
         run.write_facts(state="trained", step=step, reason=reason)
@@ -264,23 +299,50 @@ def _fit(
 ) -> tuple[int, str]:
     """Train to the end, from the newest checkpoint if there is one; returns the last step and why it is."""
     config = module.config
-    if run.last:
-        saved = torch.load(run.last, map_location="cpu", weights_only=True, mmap=True)
-        if reached := _limit_reached(config.trainer, saved["global_step"], saved[STATE]["seconds"]):
-            return saved["global_step"], reached
-        say(f"continuing from {run.last}, step {saved['global_step']}")
+    last, step, num_processes = _whole_checkpoint(run), 0, None
+    if last:
+        saved = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+        step, num_processes = saved["global_step"], saved[STATE]["processes"]
+        if reached := _limit_reached(config.trainer, step, saved[STATE]["seconds"]):
+            return step, reached
+        say(f"continuing from {last}, step {step}")
     checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics(baselines)
     stopping = Stopping(checkpoints.save_last)
-    boards = dashboards(config, run.path, baselines)
+    boards = dashboards(config, run.path, baselines, step)
     samples = Samples(run.path / "samples", config, module.facts, data.recording(), boards)
     # Stopping comes before Samples, which makes its last ones whole.
-    callbacks: list[pl.Callback] = [metrics, checkpoints, stopping, samples]
+    callbacks: list[pl.Callback] = [metrics, stopping, samples, checkpoints]
     if config.trainer.enable_progress_bar:
         callbacks.append(ProgressDisplay(metrics, baselines))
     loggers: list[Logger] = [*boards, MetricsFile(run.path / "metrics.csv")]
     trainer = make_trainer(config, callbacks, loggers)
-    trainer.fit(module, data, ckpt_path=run.last, weights_only=True)
+    if num_processes not in (None, trainer.world_size):
+        say(
+            f"processes: {num_processes} so far, now {trainer.world_size}; lanes go on as they stood, but "
+            "sums are rounded otherwise, so from here on it is no longer the same bit for bit"
+        )
+    trainer.fit(module, data, ckpt_path=last, weights_only=True)
     return trainer.global_step, stopping.reason
+
+
+def _whole_checkpoint(run: RunFolder) -> Path | None:
+    """The newest checkpoint that is whole; None before the first.
+
+    Raises:
+        UserError: there are some, but all are damaged.
+    """
+    found = run.newest_checkpoints
+    for path in found:
+        damage = damage_of(path)
+        if damage is None:
+            return path
+        say(f"{path}: {damage}; it is passed over")
+    if found:
+        raise UserError(
+            f"{run.path}: no checkpoint to continue from is whole; its checkpoints/best.ckpt may still "
+            "generate, but to train, start a new run"
+        )
+    return None
 
 
 def _limit_reached(limits: TrainerConfig, step: int, seconds: float) -> str | None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
+import os
 import warnings
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -13,6 +19,31 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from samplernn.config import Config, UserError
 from samplernn.training.precision import precision
 from samplernn.training.processes import launch
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Writes where it is told to, and until it is on the disk.
+
+    Lightning's own makes a copy in memory, writes that to the folder for temporary files, which may be
+    small, and moves it from there.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Raises OSError, with the path, if it cannot be written; then nothing is left of it."""
+        path = Path(path)
+        try:
+            with path.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch hides the first in the second
+            path.unlink(missing_ok=True)
+            cause = error if isinstance(error, OSError) else error.__context__
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
+            raise
 
 
 def make_trainer(
@@ -41,6 +72,7 @@ def make_trainer(
             num_sanity_val_steps=0,
             callbacks=callbacks,
             logger=loggers or False,
+            plugins=[CheckpointFile()],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -95,7 +127,8 @@ def _strategy(config: Config, devices: int | str, num_nodes: int) -> DDPStrategy
             f"take {-(-lanes // world_size) * world_size}"
         )
     # The only buffer is a constant table; gradients that live in the buckets save a copy.
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    patience = datetime.timedelta(minutes=config.trainer.process_timeout_minutes)
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=patience)
 
 
 def _count(config: Config, devices: int | str) -> int:

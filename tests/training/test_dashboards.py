@@ -271,7 +271,7 @@ def silent_server() -> Iterator[str]:
 
 
 def _wandb(folder: Path) -> dashboards.Wandb:
-    (found,) = dashboards.dashboards(_config(), folder, BASELINES)
+    (found,) = dashboards.dashboards(_config(), folder, BASELINES, 0)
     assert isinstance(found, dashboards.Wandb)
     return found
 
@@ -341,7 +341,7 @@ def test_the_mode_is_the_users(
     said: str,
 ) -> None:
     monkeypatch.setenv(variable, value)
-    for board in dashboards.dashboards(_config(), alone, BASELINES):
+    for board in dashboards.dashboards(_config(), alone, BASELINES, 0):
         board.finalize("success")
     told = capfd.readouterr().err
     assert told.startswith(said)

@@ -125,7 +125,7 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means(
     model: SampleRNN, codes: Iterator[Tensor]
 ) -> None:
     optimizer, gradients = _adam(model, fused=True), Gradients(model)
-    gradients.restore(100)
+    gradients.load_state_dict({**gradients.state_dict(), "skipped": 100})
     norms = []
     for is_bad in (False, True, False, True, True, True):
         _backward(model, next(codes))
@@ -184,3 +184,14 @@ def test_where_a_fused_optimizer_is_used() -> None:
     assert fused_optimizer_works(torch.device("cuda", 1), "bf16-mixed")
     assert not fused_optimizer_works(torch.device("cuda"), "16-mixed")
     assert not fused_optimizer_works(torch.device("mps"), "32-true")
+
+
+def test_a_resumed_run_reads_the_means_of_all_steps(model: SampleRNN, codes: Iterator[Tensor]) -> None:
+    optimizer, whole, before, after = _adam(model, fused=True), *(Gradients(model) for _ in range(3))
+    for step in range(6):
+        _backward(model, next(codes))
+        whole.judge(optimizer, None)
+        if step == 3:
+            after.load_state_dict(before.state_dict())
+        (before if step < 3 else after).judge(optimizer, None)
+    assert after.read() == whole.read()

@@ -195,11 +195,11 @@ def test_no_worker_outlives_a_killed_parent(folder: Path, place: Path) -> None:
 
 def test_a_process_that_fails_is_quoted_in_one_line(folder: Path, place: Path) -> None:
     Path("runs/fails").mkdir(parents=True)
-    Path("runs/fails/metrics.csv").mkdir()
+    Path("runs/fails/metrics.csv").write_bytes(b"\xff")
     process = _train(folder, "fails", trainer={"devices": 2})
     message = process.communicate(timeout=WAIT)[1]
     assert process.returncode == 1, message
-    assert re.search(r"process [12] of 2 ended with exit code 1: IsADirectoryError", message.splitlines()[-1])
+    assert re.search(r"process [12] of 2 ended with exit code 1: UnicodeDecodeError", message.splitlines()[-1])
 
 
 _SCRIPT = """
