@@ -199,7 +199,9 @@ def test_a_process_that_fails_is_quoted_in_one_line(folder: Path, place: Path) -
     process = _train(folder, "fails", trainer={"devices": 2})
     message = process.communicate(timeout=WAIT)[1]
     assert process.returncode == 1, message
-    assert re.search(r"process [12] of 2 ended with exit code 1: UnicodeDecodeError", message.splitlines()[-1])
+    assert re.search(
+        r"process [12] of 2 ended with exit code 1: UnicodeDecodeError", message.splitlines()[-1]
+    )
 
 
 _SCRIPT = """
