@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import CLIPS, toy_arguments
 
@@ -113,6 +114,8 @@ def assert_same(name: str, whole: str) -> None:
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "lane_state"):
         _assert_equal(one[key], other[key], key)
     assert [_repeatable(row) for row in rows(name)] == [_repeatable(row) for row in rows(whole)]
+    for curve in ("train/bits_per_sample", "validation/bits_per_sample", "grad_norm/tier1"):
+        assert _in_tensorboard(name, curve) == _in_tensorboard(whole, curve)
 
 
 def _assert_equal(one: Any, other: Any, where: str) -> None:
@@ -129,6 +132,12 @@ def _assert_equal(one: Any, other: Any, where: str) -> None:
         np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=where)
     else:
         assert one == other, where
+
+
+def _in_tensorboard(name: str, curve: str) -> list[tuple[int, float]]:
+    """Steps and values as TensorBoard shows them: without those that a later session has taken back."""
+    events = EventAccumulator(str(Path("runs", name)), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(curve)]
 
 
 def _repeatable(row: dict[str, str]) -> dict[str, str]:
