@@ -140,7 +140,8 @@ def of_job(job: str) -> str | None:
 
 def names() -> list[str]:
     """All runs below the current directory."""
-    return sorted(path.parent.name for path in RUNS.glob("*/run.json"))
+    folders = (path.parent for path in RUNS.glob("*/config.yaml"))
+    return sorted(folder.name for folder in folders if (folder / "run.json").exists())
 
 
 def run_folder(name: str) -> RunFolder:

@@ -64,9 +64,9 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: a resumed run will do it again."""
+        """Forget what was logged after `step`, or was cut short: a resumed run will do it again."""
         if self.path.exists():
-            self._rewrite(keep=lambda old: int(old["step"]) <= step)
+            self._rewrite(keep=lambda old: None not in old.values() and int(old["step"]) <= step)
             self._last = {}
 
     def _line(self, row: Row) -> str:

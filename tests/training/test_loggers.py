@@ -46,3 +46,14 @@ def test_rewinding_drops_the_steps_that_will_be_done_again(tmp_path: Path) -> No
         ("3", "3.0"),
         ("4", "40.0"),
     ]
+
+
+def test_rewinding_drops_a_row_that_a_full_disk_has_cut_short(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.csv")
+    for step in (10, 20, 30):
+        metrics.log_metrics({"a": float(step), "b": 1.0}, step=step)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("4")  # of "40,40.0,1.0"
+    resumed = MetricsFile(tmp_path / "metrics.csv")
+    resumed.rewind(20)
+    assert [row["step"] for row in _read(tmp_path / "metrics.csv")] == ["10", "20"]
