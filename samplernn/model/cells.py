@@ -54,6 +54,10 @@ class RNN(nn.Module):
         """
         if x.device.type == "cpu" and torch.is_grad_enabled() and isinstance(self.layers, nn.GRU):
             return self._train_on_cpu(x, state, self.layers)
+        return self._through_torch(x, state)
+
+    def _through_torch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` by PyTorch's own layers."""
         vectors = state.to(x.dtype).permute(1, 2, 0, 3).contiguous()  # [S, n_rnn, B, dim]
         if self.is_lstm:
             hidden, last = self.layers(x, (vectors[0], vectors[1]))

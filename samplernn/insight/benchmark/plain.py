@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from samplernn.config import Config
@@ -74,11 +74,4 @@ class _PlainRNN(RNN):
     """`nn.GRU` or `nn.LSTM`, called."""
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        vectors = state.permute(1, 2, 0, 3).contiguous()  # [S, n_rnn, B, dim]
-        if isinstance(self.layers, nn.LSTM):
-            hidden, last = self.layers(x, (vectors[0], vectors[1]))
-            vectors = torch.stack(last)
-        else:
-            hidden, last = self.layers(x, vectors[0])
-            vectors = last[None]
-        return hidden, vectors.permute(2, 0, 1, 3)
+        return self._through_torch(x, state)
