@@ -35,6 +35,7 @@ OWNERS = {  # which folders may import a library
     "wandb": ("training",),
     "numba": ("generation/engines",),
     "triton": ("generation/engines",),
+    "sounddevice": ("audio",),
 }
 
 

@@ -1,8 +1,7 @@
-"""Audio files in and out: decode anything to mono float32 at one rate, write PCM-16 WAV as it comes.
+"""The way in for audio: decode anything to mono float32 at one rate. The way out is `sinks.py`.
 
 Decoding (`Decoder`, `decode`, `load`) streams through libsndfile, a mean over channels and the soxr
-resampler, so a file of many hours needs no more memory than one of a second. `WavSink` is the way
-out: what it has written stays readable even if the process is killed.
+resampler, so a file of many hours needs no more memory than one of a second.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import soundfile as sf
@@ -58,11 +56,6 @@ MAX_BLOCK_VALUES = 2**22
 """Bound on frames times channels of one decoded block."""
 PLAUSIBLE_RATES = range(100, 10_000_001)
 """Source sample rates in Hz outside of this are damaged headers."""
-WAV_LIMIT = 2**32 - 2**16
-"""Bytes of samples that a WAV file can hold (its sizes are 32-bit), with some slack for the header."""
-
-_UPDATE_HEADER_AUTO = 0x1061
-"""libsndfile's SFC_SET_UPDATE_HEADER_AUTO: rewrite the header after every write."""
 _MP3_SLACK = 4608
 """Frames by which a complete MP3 may fall short of its header: encoder delay and padding."""
 
@@ -180,7 +173,7 @@ class Decoder:
                 yield block[:count]
             if error and self._length_is_known():
                 seconds = position / self.source_rate
-                self._report_truncation(f"is damaged after {seconds:.1f} s{_reason(error)}")
+                self._report_truncation(f"is damaged after {seconds:.1f} s{reason(error)}")
             if error or not count:
                 return
 
@@ -282,9 +275,9 @@ def _open(path: Path) -> sf.SoundFile:
     if empty:
         raise AudioError(path, "is empty (0 bytes)", "remove or replace it")
     try:
-        file = _Stream(_native(path))
+        file = _Stream(native(path))
     except (sf.SoundFileError, TypeError) as error:
-        problem, transient = f"is not readable as audio{_reason(error)}", _is_of_the_system(error)
+        problem, transient = f"is not readable as audio{reason(error)}", _is_of_the_system(error)
         raise AudioError(path, problem, "remove or replace it", transient) from None
     if file.format == "RAW":  # for an .au or .snd that has no header libsndfile assumes u-law at 8 kHz
         file.close()
@@ -295,7 +288,7 @@ def _open(path: Path) -> sf.SoundFile:
     return file
 
 
-def _native(path: Path) -> str | bytes:
+def native(path: Path) -> str | bytes:
     """A path for soundfile, which refuses names on Linux that are not Unicode unless they are bytes."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 
@@ -315,7 +308,7 @@ def _frames_filled(block: np.ndarray) -> int:
     return int(empty.argmax()) if empty.any() else len(block)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """libsndfile's own words in parentheses, or nothing if it has none."""
     words = getattr(error, "error_string", "").removeprefix("Error :").strip(" .")
     return f" ({words[0].lower()}{words[1:]})" if words else ""
@@ -334,7 +327,7 @@ def _was_cut(path: Path, file: sf.SoundFile) -> bool:
     """
     if file.format == "OGG":
         with contextlib.suppress(OSError):
-            return not _ogg_has_end(path)
+            return not ogg_has_end(path)
     log: str = file.extra_info
     sizes = re.findall(r": (\d+) \(should be (\d+)\)", log)
     sizes += [(b, a) for a, b in re.findall(r"frame count (\d+) does not match .* of (\d+)", log)]
@@ -343,7 +336,7 @@ def _was_cut(path: Path, file: sf.SoundFile) -> bool:
     )
 
 
-def _ogg_has_end(path: Path) -> bool:
+def ogg_has_end(path: Path) -> bool:
     """Whether the last page of an Ogg file carries the end-of-stream flag (RFC 3533, section 6)."""
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
@@ -351,80 +344,3 @@ def _ogg_has_end(path: Path) -> bool:
         tail = stream.read()
     flags = tail.rfind(b"OggS") + 5
     return flags < len(tail) and bool(tail[flags] & 4)
-
-
-class WavSink:
-    """Streams mono PCM-16 to a WAV file; after every write the file on disk is complete and valid.
-
-    So a process that is killed leaves a file that opens everywhere and holds all written blocks.
-
-    Args:
-        path: the file, overwritten if it exists; its folder must exist.
-        sample_rate: Hz.
-        expected_samples: if this many do not fit into a WAV file (4 GiB), RF64 is written.
-
-    Raises:
-        AudioError: the file cannot be created; from `write` and `close`: it cannot be written to.
-
-    Example:
-        >>> with WavSink("out.wav", 16000) as sink:
-        ...     sink.write(np.zeros(1600, np.int16))
-    """
-
-    def __init__(self, path: str | Path, sample_rate: int, expected_samples: int | None = None) -> None:
-        self.path = Path(path)
-        self.num_samples = 0
-        self._is_rf64 = 2 * (expected_samples or 0) > WAV_LIMIT
-        try:
-            self.path.open("wb").close()  # for the operating system's reason, which libsndfile swallows
-            self._file = sf.SoundFile(
-                _native(self.path), "w", sample_rate, 1, "PCM_16", format="RF64" if self._is_rf64 else "WAV"
-            )
-        except OSError as error:
-            raise AudioError(path, f"cannot be written ({error.strerror})", "choose another place") from None
-        except sf.SoundFileError as error:
-            raise AudioError(path, f"cannot be written{_reason(error)}", "choose another place") from None
-        _keep_header_valid(self._file)
-
-    def write(self, block: np.ndarray) -> None:
-        """Appends samples, int16 `[n]`."""
-        if block.dtype != np.int16 or block.ndim != 1:
-            raise TypeError(f"WavSink.write takes int16 [n], got {block.dtype} {list(block.shape)}")
-        if not self._is_rf64 and 2 * (self.num_samples + len(block)) > WAV_LIMIT:
-            raise AudioError(
-                self.path, "a WAV file holds at most 4 GiB", "give the length in advance, or less"
-            )
-        try:
-            self._file.write(block)
-        except (sf.SoundFileError, AssertionError, OSError):
-            raise self._write_error() from None
-        self.num_samples += len(block)
-
-    def close(self) -> None:
-        """Finishes the file; safe to call twice."""
-        try:
-            self._file.close()
-        except (sf.SoundFileError, OSError):
-            raise self._write_error() from None
-
-    def _write_error(self) -> AudioError:
-        return AudioError(
-            self.path, f"writing failed after {self.num_samples} samples", "free some disk space"
-        )
-
-    def __enter__(self) -> WavSink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _keep_header_valid(file: sf.SoundFile) -> None:
-    """Asks libsndfile to update the header after every write.
-
-    soundfile has no public way to do so; without its private one the file is valid once closed.
-    """
-    with contextlib.suppress(AttributeError, TypeError):
-        sf._snd.sf_command(file._file, _UPDATE_HEADER_AUTO, sf._ffi.NULL, 1)

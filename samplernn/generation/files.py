@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from samplernn import __version__
-from samplernn.audio.io import SUFFIXES, UNSUPPORTED, WavSink, load, to_int16
+from samplernn.audio.io import SUFFIXES, UNSUPPORTED, load, to_int16
+from samplernn.audio.sinks import FileSink
 from samplernn.config import UserError
 from samplernn.generation.sampling import Sampling
 from samplernn.generation.stream import Generator, Request
@@ -167,7 +168,7 @@ def write_files(
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{path.parent}: cannot make this folder: {error.strerror}") from error
-            sinks.append(stack.enter_context(WavSink(path, generator.sample_rate, expected)))
+            sinks.append(stack.enter_context(FileSink(path, generator.sample_rate, expected)))
         try:
             for sink in sinks:
                 sink.write(before)

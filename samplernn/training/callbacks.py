@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplernn import plots
-from samplernn.audio.io import WavSink
+from samplernn.audio.sinks import FileSink
 from samplernn.config import Config, to_dict
 from samplernn.generation.sampling import Sampling
 from samplernn.generation.stream import BLOCK_SECONDS, Generator, Request
@@ -398,7 +398,7 @@ class Samples(pl.Callback):
         clips = {}
         for number, audio in enumerate(streams):
             stem = self.folder / f"step-{step:07d}-{number}"
-            with WavSink(stem.with_suffix(".wav"), self.sample_rate) as sink:
+            with FileSink(stem.with_suffix(".wav"), self.sample_rate, len(audio)) as sink:
                 sink.write(audio)
             facts = {
                 "step": step,

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, prepare
-from samplernn.audio.io import AudioError, WavSink, decode, from_int16, to_int16
+from samplernn.audio.io import AudioError, decode, from_int16, to_int16
 from samplernn.audio.lanes import training_lanes
 from samplernn.audio.scan import find
+from samplernn.audio.sinks import FileSink
 from samplernn.config import Config, UserError, one_line
 from samplernn.model.baselines import BaselineBits, baseline_bits
 from samplernn.model.checkpoint import Checkpoint
@@ -205,7 +206,7 @@ def _as_corpus(clip: Clip, sample_rate: int, place: Path) -> Corpus:
     """The clip as a corpus of its own, in a folder that will be removed."""
     audio = place / "audio"
     audio.mkdir()
-    with WavSink(audio / "clip.wav", sample_rate) as sink:
+    with FileSink(audio / "clip.wav", sample_rate, len(clip.audio)) as sink:
         sink.write(clip.audio)
     return prepare(audio, sample_rate, place / "cache", progress=False)
 

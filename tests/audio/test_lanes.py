@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplernn.audio.corpus import AudioFile, prepare
-from samplernn.audio.io import WavSink
 from samplernn.audio.lanes import Chunk, Lanes, Segment, cut
+from samplernn.audio.sinks import FileSink
 from samplernn.config import UserError
 
 T = 4
@@ -217,7 +217,7 @@ def test_a_real_corpus_is_read_through_lanes(tmp_path: Path) -> None:
         samples = np.random.default_rng(index).integers(-9000, 9000, n).astype(np.int16)
         samples = np.concatenate([samples, -samples])  # no DC to be removed
         expected.append(samples)
-        with WavSink(tmp_path / "audio" / f"{index}.wav", 16000) as sink:
+        with FileSink(tmp_path / "audio" / f"{index}.wav", 16000) as sink:
             sink.write(samples)
     corpus = prepare(tmp_path / "audio", 16000, tmp_path / "cache")
     segments = [Segment(file, 0, file.num_samples) for file in corpus.files]

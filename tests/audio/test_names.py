@@ -14,7 +14,8 @@ import pytest
 import soundfile as sf
 
 from samplernn.audio.corpus import prepare, split
-from samplernn.audio.io import WavSink, load
+from samplernn.audio.io import load
+from samplernn.audio.sinks import FileSink
 from samplernn.config import UserError, one_line
 
 NAMES = {
@@ -107,7 +108,7 @@ def test_the_command_line_answers_in_one_line(tmp_path: Path, name: str) -> None
 
 def test_a_sink_writes_to_any_name(tmp_path: Path) -> None:
     for name in NAMES.values():
-        with WavSink(tmp_path / name, 16000) as sink:
+        with FileSink(tmp_path / name, 16000) as sink:
             sink.write(noise(0))
         assert np.array_equal(sf.read(os.fsencode(tmp_path / name), dtype="int16")[0], noise(0))
 

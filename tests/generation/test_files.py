@@ -16,7 +16,8 @@ import soundfile
 import torch
 
 import samplernn
-from samplernn.audio.io import WavSink, load, to_int16
+from samplernn.audio.io import load, to_int16
+from samplernn.audio.sinks import FileSink
 from samplernn.config import UserError
 from samplernn.generation.files import generate, output_paths
 from samplernn.generation.stream import BLOCK_SECONDS, Generator, Request, stream
@@ -133,14 +134,14 @@ def test_a_disk_that_fills_up_is_one_line_and_the_file_plays(
 ) -> None:
     written: list[int] = []
 
-    def limited(sink: WavSink, block: np.ndarray) -> None:
+    def limited(sink: FileSink, block: np.ndarray) -> None:
         if sum(written) > 1000:
             raise sink._write_error()
         written.append(len(block))
         write(sink, block)
 
-    write = WavSink.write
-    monkeypatch.setattr(WavSink, "write", limited)
+    write = FileSink.write
+    monkeypatch.setattr(FileSink, "write", limited)
     with pytest.raises(UserError, match="free some disk space") as caught:
         generate(checkpoint, tmp_path / "x.wav", duration=2.0)
     assert "\n" not in str(caught.value)
