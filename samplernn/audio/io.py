@@ -337,10 +337,13 @@ def _was_cut(path: Path, file: sf.SoundFile) -> bool:
 
 
 def ogg_has_end(path: Path) -> bool:
-    """Whether the last page of an Ogg file carries the end-of-stream flag (RFC 3533, section 6)."""
+    """Whether the last page of an Ogg file is whole and marked as the stream's end (RFC 3533, section 6)."""
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - 2**17))  # a page has at most 65 307 bytes
-        tail = stream.read()
-    flags = tail.rfind(b"OggS") + 5
-    return flags < len(tail) and bool(tail[flags] & 4)
+        tail = stream.read(2**17)
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    if not page.startswith(b"OggS") or len(page) < 27 or not page[5] & 4:
+        return False
+    segments = page[27 : 27 + page[26]]
+    return len(segments) == page[26] and 27 + page[26] + sum(segments) <= len(page)

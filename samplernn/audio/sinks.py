@@ -47,6 +47,9 @@ _INFO_CHUNKS = {
 TAGS = tuple(_INFO_CHUNKS)
 """Keys of the tags that every format holds."""
 
+HIGHEST_RATE = 200_000
+"""Hz; above that FLAC and Vorbis fail, and libsndfile can crash on closing a Vorbis file that failed."""
+
 _PIECE = 1024
 """Samples per call of libsndfile. It can crash on a minute of Ogg in one call; and one piece completes at
 most one FLAC frame (1152 samples or more), which is how `_Encoded` counts them."""
@@ -93,7 +96,7 @@ class FileSink:
 
     - WAV has lost none;
     - FLAC has lost less than a frame: at most 4096 samples, 0.26 s at 16 kHz. What is there is exact;
-    - Ogg has lost less than a page of 4 KiB: at 16 kHz 0.6 s of sound on average and 1.3 s at most, but up to
+    - Ogg has lost less than a page of 4 KiB: at 16 kHz 0.5 to 0.8 s of sound on average, at most 1.7 s, or
       8 s of digital silence. Its end-of-stream mark is missing, so `Decoder` reports it as truncated.
 
     The same holds when the disk is full: `write` raises, and the file plays up to there.
@@ -107,7 +110,8 @@ class FileSink:
         expected_samples: how many samples will come. None: unknown, perhaps endless. It matters for WAV
             alone: RF64 from the start if they need it, no reserved chunk if they do not.
         tags: what the file says about itself (keys: `TAGS`), as LIST/INFO in WAV and as Vorbis comments in
-            FLAC and Ogg, where libsndfile adds its own name to `software`. See `read_tags`.
+            FLAC and Ogg, where libsndfile adds its own name to `software`. From WAV libsndfile reads up to
+            2 KB of a tag. See `read_tags`.
 
     Attributes:
         num_samples: samples written so far.
@@ -131,6 +135,9 @@ class FileSink:
         self.num_samples = 0
         container, subtype = _format_for(self.path)
         texts = _cleaned(tags or {})
+        if container != "WAV" and sample_rate > HIGHEST_RATE:
+            problem = f"cannot be written as {container} at {sample_rate} Hz"
+            raise AudioError(path, problem, "write WAV")
         self._file: _Wav | _Encoded
         try:
             if self.path.is_fifo():  # it would wait here for a reader
@@ -448,7 +455,7 @@ def _list_chunk(tags: Mapping[str, str]) -> bytes:
     if not tags:
         return b""
     entries = b""
-    for tag, text in tags.items():
+    for tag, text in sorted(tags.items(), key=lambda item: len(item[1])):  # libsndfile stops at a long one
         content = text.encode() + b"\0"
         entries += struct.pack("<4sI", _INFO_CHUNKS[tag], len(content)) + content + b"\0" * (len(content) % 2)
     return struct.pack("<4sI4s", b"LIST", 4 + len(entries), b"INFO") + entries
@@ -457,7 +464,7 @@ def _list_chunk(tags: Mapping[str, str]) -> bytes:
 def _au_header(sample_rate: int, comment: str) -> bytes:
     """A Sun/NeXT header for mono PCM-16 of unknown length, the comment in its field for remarks."""
     remark = comment.encode("utf-8", "backslashreplace")
-    remark += b"\0" * (-len(remark) % 8)
+    remark += b"\0" * (8 - len(remark) % 8)  # never empty, which sox would warn of
     return struct.pack(">4s5I", b".snd", 24 + len(remark), 2**32 - 1, 3, sample_rate, 1) + remark
 
 
