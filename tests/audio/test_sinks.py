@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import pickle
 import re
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +24,7 @@ import soundfile as sf
 import samplernn
 from samplernn.audio import sinks
 from samplernn.audio.io import AudioError, Decoder, load, to_int16
-from samplernn.audio.sinks import FORMATS, TAGS, FileSink, read_tags
+from samplernn.audio.sinks import FORMATS, TAGS, FileSink, PipeClosed, PipeSink, read_tags
 
 RATE = 16000
 
@@ -390,3 +394,141 @@ def test_an_error_in_between_is_not_hidden_by_closing(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+
+
+SENDS = """
+import sys
+import numpy as np
+from samplernn.audio.sinks import AudioError, PipeSink
+form, comment, samples = sys.argv[1], sys.argv[2], np.load(sys.argv[3])
+try:
+    with PipeSink(sys.stdout.buffer, 16000, form, comment) as sink:
+        for start in range(0, len(samples), 1600):
+            sink.write(samples[start : start + 1600])
+except AudioError as error:
+    print(type(error).__name__, error, file=sys.stderr)
+    sys.exit(2)
+"""
+
+
+def send(tmp_path: Path, form: str, comment: str, samples: np.ndarray, stdout: Any) -> subprocess.Popen[str]:
+    np.save(tmp_path / "samples.npy", samples)
+    command = [sys.executable, "-c", SENDS, form, comment, str(tmp_path / "samples.npy")]
+    root = Path(next(iter(samplernn.__path__))).parent
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=root)
+
+
+@pytest.mark.parametrize("comment", ["", "seed 0", "größer", "exactly eight by eight bytes ok!"])
+def test_an_au_stream_is_read_whole_though_it_tells_no_length(tmp_path: Path, comment: str) -> None:
+    path, samples = tmp_path / "x.au", noise(5 * RATE)
+    with path.open("wb") as file:
+        sender = send(tmp_path, "au", comment, samples, file)
+        assert sender.communicate(timeout=60)[1] == ""
+    header = path.read_bytes()[:24]
+    magic, offset, *rest = struct.unpack(">4s5I", header)
+    assert (magic, offset % 8, rest) == (b".snd", 0, [2**32 - 1, 3, RATE, 1])
+    assert path.stat().st_size == offset + 2 * len(samples)
+    assert sf.info(path).frames == len(samples)
+    assert np.array_equal(sf.read(path, dtype="int16")[0], samples)
+    decoder = Decoder(path, RATE)
+    assert np.array_equal(to_int16(np.concatenate(list(decoder))), samples)
+    assert decoder.problems == []
+
+
+def test_raw_is_little_endian_samples_and_nothing_else() -> None:
+    stream = io.BytesIO()
+    with PipeSink(stream, RATE, "raw") as sink:
+        sink.write(np.array([1, -2, 258], np.int16))
+        sink.write(np.zeros(0, np.int16))
+        sink.write(np.arange(10).astype(np.int16)[::3])
+        assert sink.num_samples == 7
+    sink.close()
+    assert stream.getvalue() == struct.pack("<7h", 1, -2, 258, 0, 3, 6, 9)  # and it is still open
+
+
+READS = """
+import sys
+sys.stdout.buffer.write(sys.stdin.buffer.read(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("form", ["au", "raw"])
+def test_a_reader_that_closes_early_ends_it(tmp_path: Path, form: str) -> None:
+    samples = noise(60 * RATE)
+    sender = send(tmp_path, form, "", samples, subprocess.PIPE)
+    assert sender.stdout is not None
+    command = [sys.executable, "-c", READS, str(32_000 * 3)]
+    got = subprocess.run(command, stdin=sender.stdout, capture_output=True, timeout=60).stdout
+    sender.stdout.close()
+    assert sender.stderr is not None
+    message = sender.stderr.read()
+    assert sender.wait(timeout=60) == 2
+    found = re.fullmatch(
+        r"PipeClosed <stdout>: the reader closed the pipe after (\d+\.\d) s; nothing more is sent\n", message
+    )
+    assert found, message  # and no more lines: Python does not try to send the rest when it ends
+    assert 2.9 < float(found[1]) < 12  # pipe and buffers hold some seconds
+    if form == "au":
+        (tmp_path / "x.au").write_bytes(got)
+        assert np.array_equal(sf.read(tmp_path / "x.au", dtype="int16")[0], samples[: (len(got) - 32) // 2])
+    else:
+        assert np.array_equal(np.frombuffer(got, "<i2"), samples[: 3 * RATE])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_is_sent_to_a_full_disk(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        sender = send(tmp_path, "raw", "", noise(RATE), full)
+        message = sender.communicate(timeout=60)[1]
+    assert sender.returncode == 2
+    assert message == (
+        "AudioError <stdout>: writing failed after 0.0 s (No space left on device); free some disk space\n"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs non-blocking pipes")
+def test_a_pipe_that_does_not_block_gets_everything() -> None:
+    """Another program at the same pipe can set that, and then the system takes parts or nothing."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    samples, got = noise(500_000), bytearray()
+
+    def read() -> None:
+        with os.fdopen(reading, "rb") as stream:
+            while part := stream.read(10_000):
+                got.extend(part)
+                time.sleep(0.0005)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(writing, "wb") as stream, PipeSink(stream, RATE, "raw") as sink:
+        sink.write(samples)
+    reader.join(timeout=60)
+    assert np.array_equal(np.frombuffer(got, "<i2"), samples)
+
+
+def test_each_block_is_sent_at_once() -> None:
+    """Behind a buffer the listener would hear nothing for a while."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as reader, os.fdopen(writing, "wb") as stream:
+        stream.write(b"before")
+        sink = PipeSink(stream, RATE, "raw")
+        assert reader.read(100) == b"before"
+        sink.write(np.array([1, 2], np.int16))
+        assert reader.read(100) == b"\1\0\2\0"
+
+
+def test_pipe_sink_refuses_other_forms_and_types() -> None:
+    with pytest.raises(ValueError, match="au or raw"):
+        PipeSink(io.BytesIO(), RATE, "wav")
+    with pytest.raises(TypeError, match=r"PipeSink.write takes int16 \[n\], got int32 \[3\]"):
+        PipeSink(io.BytesIO(), RATE).write(np.zeros(3, np.int32))
+
+
+def test_a_closed_pipe_is_an_audio_error_that_crosses_processes() -> None:
+    error = pickle.loads(
+        pickle.dumps(PipeClosed("<stdout>", "the reader closed the pipe", "nothing more is sent"))
+    )
+    assert isinstance(error, PipeClosed)
+    assert isinstance(error, AudioError)
+    assert str(error) == "<stdout>: the reader closed the pipe; nothing more is sent"
