@@ -135,6 +135,8 @@ class SpeakerSink:
                 self.underruns += bool(missed and not is_first)
                 self._played += len(piece)
                 is_first = False
+        if is_started and not self._aborted:  # with some sound servers stopping loses what the device holds
+            self._stream.write(bytes(2 * int(2 * self._stream.latency * self._rate)))
 
     def _wait_for(self, seconds: float) -> bool:
         """Waits until so much is queued or no more will come; False if there is nothing to play."""

@@ -87,7 +87,9 @@ def test_everything_is_played_in_order(device: Device, block: int) -> None:
             again = samples[start : start + block].copy()
             sink.write(again)
             again[:] = 0  # the caller may use its array again
-    assert bytes(device.heard) == samples.tobytes()
+    assert bytes(device.heard[: 2 * len(samples)]) == samples.tobytes()
+    assert not any(device.heard[2 * len(samples) :])  # silence, since stopping may lose what the device holds
+    assert len(device.heard) >= 2 * (len(samples) + int(device.latency * RATE))
     assert sink.num_samples == len(samples)
     assert device.calls == ["start", "stop", "close"]
     assert device.started_with >= 0.3 * RATE
@@ -103,7 +105,7 @@ def test_less_than_it_waits_for_is_played_at_the_end(device: Device) -> None:
         sink.write(noise(1000))
         time.sleep(0.05)
         assert device.calls == []
-    assert bytes(device.heard) == noise(1000).tobytes()
+    assert bytes(device.heard[:2000]) == noise(1000).tobytes()
     assert sink.underruns == 0
 
 
@@ -122,7 +124,7 @@ def test_a_fast_producer_waits(device: Device) -> None:
             sink.write(noise(5 * RATE)[start : start + 800])
             most = max(most, sink._queued)
     assert 0.5 * RATE < most <= QUEUE_SECONDS * RATE
-    assert len(device.heard) == 2 * 5 * RATE
+    assert bytes(device.heard[: 2 * 5 * RATE]) == noise(5 * RATE).tobytes()
 
 
 def test_a_slow_producer_is_counted(device: Device) -> None:
@@ -132,7 +134,7 @@ def test_a_slow_producer_is_counted(device: Device) -> None:
             sink.write(samples[start : start + RATE])
             time.sleep(0.3)  # a second is played in 0.05 s here
     assert sink.underruns == 2  # the third time nothing more was to come
-    assert bytes(device.heard) == samples.tobytes()
+    assert bytes(device.heard[: 2 * len(samples)]) == samples.tobytes()
 
 
 def test_what_the_device_missed_is_counted(device: Device) -> None:
