@@ -32,9 +32,13 @@ _SILENCE_SECONDS = 2.0
 _SILENCE_DB = -28.0  # below the training audio; recordings stay there for 1.75 s at most
 _SILENCE_STEP_DB = -9.0  # below one quantization step: codes that hardly ever leave their place
 _NOISE_SECONDS = 1.5
-_NOISE_DIFFERENCE_DB = 6.0  # energy of the first difference above the training audio's, in nearly all hops;
-_NOISE_BRIGHTNESS_DB = 4.0  # and as a part of the hop's energy: in recordings never both for so long
-_BRIGHTEST = 2.5  # white noise has 2: where training audio is noise itself, only a high tone is a trap
+_NOISE_DIFFERENCE_DB = 6.0  # energy of the first difference above the training audio's, in every hop;
+_NOISE_BRIGHTNESS_DB = 4.0  # and as a part of the hop's energy: in recordings never both for so long.
+_BRIGHTNESS = (
+    0.2,
+    2.5,
+)  # That part is at least this: a vowel has less, a fricative more. At most: white noise
+# has 2, so where the training audio is noise itself only a high tone is a trap.
 _LOOP_SECONDS = 2.25  # in 2 s sequenced piano repeats itself now and then
 _HUM_LAGS = (0.005, 0.1)  # seconds
 _HUM_DB = -7.0  # residual of a hum against itself a period earlier
@@ -44,6 +48,7 @@ _LOOP_DB = -12.0  # residual of any loop; sequenced piano gets to -9 dB
 _LOOP_SPREAD_DB = 1.5  # loudest against quietest period
 _HUM_SCREEN_DB, _LOOP_SCREEN_DB = -3.0, -4.0  # the residual at the low rate that a closer look takes
 _LOW_RATE = 4000  # Hz, about; at which periods are looked for
+_OUTSIDE_HOPS = 3  # a trap is over after so many other hops: a click does not end a silence
 _LENIENT_DB = 4.0  # how far a trap must be left before it is over
 
 
@@ -139,7 +144,7 @@ class Guard:
         ValueError: a hop below 0.1 s or above 0.5 s.
 
     Example:
-        >>> guard = Guard(expected_of(checkpoint.pair_counts, checkpoint.quantizer, checkpoint.gain), 16000, 4032)
+        >>> guard = Guard(expected_of(counts, quantizer, gain), sample_rate=16000, hop=4032)
         >>> if trap := guard.hear(samples):
         ...     print(trap.describe(16000))
     """
@@ -181,7 +186,7 @@ class Guard:
         self.position += self.hop
         if self.trap is not None:
             self._outside = 0 if self._goes_on(self.trap.kind) else self._outside + 1
-            if self._outside < 2:
+            if self._outside < _OUTSIDE_HOPS:
                 if self.position - self.trap.seen < REPEAT_SECONDS * self.sample_rate:
                     return None
                 self.trap = replace(self.trap, seen=self.position)
@@ -242,10 +247,8 @@ class Guard:
         if len(silent) == self._silence_hops and all(self._is_silent(hop) for hop in silent):
             return self._found("silence", len(silent), self._level())
         noisy = self._hops[-self._noise_hops :]
-        in_noise = [self._is_noisy(hop) for hop in noisy]
-        if len(noisy) == self._noise_hops and in_noise[-1] and sum(in_noise) >= len(noisy) - 1:
-            last = noisy[-1]
-            more = 10 * math.log10(last.difference) - self._expected_difference
+        if len(noisy) == self._noise_hops and all(self._is_noisy(hop) for hop in noisy):
+            more = 10 * math.log10(noisy[-1].difference) - self._expected_difference
             return self._found("noise", len(noisy), f"{more:.0f} dB more treble than the training audio")
         period = self._period()
         return self._found("loop", self._loop_hops, f"every {1000 * period:.1f} ms") if period else None
@@ -276,7 +279,8 @@ class Guard:
 
     def _is_noisy(self, hop: _Hop, lenient: float = 0.0) -> bool:
         loud = 10 ** ((self._expected_difference + _NOISE_DIFFERENCE_DB - lenient) / 10)
-        bright = min(self.expected.brightness * 10 ** (_NOISE_BRIGHTNESS_DB / 10), _BRIGHTEST)
+        least, most = _BRIGHTNESS
+        bright = min(max(self.expected.brightness * 10 ** (_NOISE_BRIGHTNESS_DB / 10), least), most)
         return hop.difference > loud and hop.difference > bright * 10 ** (-lenient / 20) * hop.energy
 
     def _period(self, lenient: float = 0.0) -> float | None:
@@ -296,12 +300,13 @@ class Guard:
             _spread(energies) < 10 ** ((_HUM_SPREAD_DB + lenient / 2) / 10)
             and residual[best] < 10 ** ((_HUM_SCREEN_DB + lenient / 2) / 10)
             and residual[:best].max() > 4 * residual[best]
-            and self._refined(hops, best)[0] < 10 ** ((_HUM_DB + lenient / 2) / 10)
         ):
-            return self._refined(hops, _earliest(residual, shortest, best))[1] / self.sample_rate
+            value, period = self._measured(hops, best)
+            if value < 10 ** ((_HUM_DB + lenient / 2) / 10):
+                return period / self.sample_rate
         best = middle + int(residual[middle:].argmin())
         if residual[best] < 10 ** (_LOOP_SCREEN_DB / 10):
-            value, period = self._refined(hops, _earliest(residual, middle, best))
+            value, period = self._measured(hops, best)
             if value < 10 ** ((_LOOP_DB + lenient) / 10):
                 x = _joined(hops)
                 periods = x[len(x) % period :].reshape(-1, period)
@@ -313,12 +318,19 @@ class Guard:
     def _low_rate(self) -> float:
         return self.sample_rate / self._factor
 
-    def _refined(self, hops: tuple[_Hop, ...], lag: int) -> tuple[float, int]:
-        """The least residual at the full rate around a lag of the low rate, and its lag in samples."""
-        x = _joined(hops)
-        middle = lag * self._factor
-        lags = range(max(1, middle - self._factor), middle + self._factor + 1)
-        return min((_residual(x, lag), lag) for lag in lags)
+    def _measured(self, hops: tuple[_Hop, ...], lag: int) -> tuple[float, int]:
+        """The least residual at the full rate around a lag of the low rate, and the period in samples.
+
+        The lag may be a multiple of the period; the period is its smallest part that is nearly as good.
+        """
+        x, factor = _joined(hops), self._factor
+        middle = lag * factor
+        value, best = min((_residual(x, n), n) for n in range(middle - factor, middle + factor + 1))
+        for parts in range(int(best / (_HUM_LAGS[0] * self.sample_rate)), 1, -1):
+            part = round(best / parts)
+            if _residual(x, part) < max(1.3 * value, value + 0.02):
+                return value, part
+        return value, best
 
 
 def _joined(hops: tuple[_Hop, ...]) -> NDArray[np.float32]:
@@ -345,15 +357,6 @@ def _residuals(x: NDArray[np.float32], longest: int) -> NDArray[np.float64]:
     energy = np.concatenate([[0.0], np.cumsum(x.astype(np.float64) ** 2)])
     both = energy[-1] - energy[: longest + 1] + energy[len(x) - longest :][::-1]
     return (both - 2 * products) / np.maximum(both, 1e-12)
-
-
-def _earliest(residual: NDArray[np.float64], first: int, best: int) -> int:
-    """The smallest lag from `first` on that is nearly as good as `best`: the period, not a multiple."""
-    candidates = residual[first : best + 1]
-    good = int((candidates <= max(1.3 * residual[best], residual[best] + 0.02)).argmax())
-    while first + good < best and candidates[good + 1] < candidates[good]:
-        good += 1  # down to the bottom of its valley
-    return first + good
 
 
 def _residual(x: NDArray[np.float32], lag: int) -> float:
