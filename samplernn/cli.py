@@ -8,16 +8,20 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from samplernn import __version__
 from samplernn.config import Config, UserError, to_dict
+
+if TYPE_CHECKING:
+    from samplernn.model.checkpoint import Checkpoint
 
 Verb = Callable[[list[str]], int]
 
@@ -114,35 +118,137 @@ def _overfit_check(folder: str, config: Config) -> int:
     return 0 if check.is_healthy else 1
 
 
+def _generation_parser(verb: str, description: str, duration: str) -> Parser:
+    """The options that `generate` and `play` share; what is not given is absent from the result."""
+    parser = Parser(
+        prog=f"samplernn {verb}",
+        description=f"{description} Not said: as in --like, else as in --from-state, else the default.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="a .ckpt file, a run directory or an exported directory (with --like: default as it was)",
+    )
+    what = parser.add_argument_group("what")
+    what.add_argument("--duration", type=float, help=f"seconds per stream, or inf (default: {duration})")
+    what.add_argument("--seed", type=int, help="stream i of a seed is always the same (default: 0)")
+    what.add_argument(
+        "--temperature",
+        nargs="+",
+        metavar="T",
+        help="default: 0.95; 0 is greedy. "
+        "A number, or an envelope SECONDS:T,SECONDS:T,…; several: one per stream",
+    )
+    what.add_argument("--top-k", type=int, help="keep only the k most probable codes")
+    what.add_argument("--top-p", type=float, help="keep the most probable codes up to this mass")
+    what.add_argument(
+        "--prompt",
+        nargs="+",
+        metavar="FILE",
+        help="a recording that the streams continue; several, or a folder: one per stream",
+    )
+    what.add_argument("--include-prompt", action="store_true", help="let the audio begin with the prompt")
+    what.add_argument(
+        "--on-trap",
+        choices=["off", "warn", "cool", "rewind"],
+        help="silence, noise or a loop: do not look, warn (default), lower the temperature for a while, "
+        "or go back before it (audio then comes 4 s late)",
+    )
+    what.add_argument("--like", metavar="FILE", help="the .json beside generated audio, or that audio: again")
+    state = parser.add_argument_group("states")
+    state.add_argument("--save-state", metavar="FILE", help="where the streams stand at the end")
+    state.add_argument("--every", type=float, metavar="SECONDS", help="save it on the way, too")
+    state.add_argument(
+        "--from-state",
+        metavar="FILE",
+        help="go on from there; with another --seed or more streams: branch off",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--engine", help="auto, cpu or reference")
+    how.add_argument("--dtype", help="auto, int8, bfloat16 or float32")
+    return parser
+
+
 def generate(argv: list[str]) -> int:
     """Generate audio from a checkpoint."""
-    parser = Parser(prog="samplernn generate", description="Generate audio from a checkpoint.")
-    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
-    parser.add_argument("--duration", type=float, default=10.0, help="seconds per stream (default: 10)")
-    parser.add_argument("--num", type=int, default=1, help="number of streams (default: 1)")
-    parser.add_argument("--temperature", type=float, default=0.95, help="default: 0.95; 0 is greedy")
-    parser.add_argument("--top-k", type=int, default=0, help="keep only the k most probable codes")
+    parser = _generation_parser("generate", "Generate audio from a checkpoint.", "10")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, help="keep the most probable codes up to this mass"
+        "--num", type=int, help="number of streams (default: that of prompts, temperatures or states; else 1)"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="stream i of a seed is always the same (default: 0)"
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        help="a folder; a .wav, .flac or .ogg file; - for a pipe (default: a new folder below generated/)",
     )
-    parser.add_argument("--prompt", help="a recording that every stream continues")
-    parser.add_argument("--include-prompt", action="store_true", help="let the files begin with the prompt")
-    parser.add_argument("--out", help="a folder, or one .wav file (default: a new folder below generated/)")
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("--engine", default="auto", help="auto, cpu or reference")
-    parser.add_argument("--dtype", default="auto", help="auto, int8, bfloat16 or float32")
-    options = parser.parse_args(argv)
+    output.add_argument(
+        "--format",
+        dest="form",
+        choices=["wav", "flac", "ogg", "au", "raw"],
+        help="in a folder: wav (default), flac, ogg; in a pipe: au (default), raw (16 bits, little-endian)",
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace existing files")
+    arguments = vars(parser.parse_args(argv))
 
+    from samplernn.audio.sinks import PipeClosed, PipeSink
     from samplernn.generation.files import generate
+
+    checkpoint = _checkpoint(arguments)
+    if arguments.get("out") != "-":
+        for path in generate(checkpoint, **arguments):
+            print(path)
+        return 0
+    form = arguments.pop("form", "au")
+    if form not in ("au", "raw"):
+        raise UserError(f"--format {form} cannot go into a pipe; au and raw can")
+    if sys.stdout.isatty():
+        raise UserError("--out -: standard output is a terminal; pipe it into a player, such as: | ffplay -")
+    arguments["out"] = lambda sample_rate: PipeSink(sys.stdout.buffer, sample_rate, form)
+    try:
+        generate(checkpoint, **arguments)
+    except PipeClosed as closed:  # often it is what the user wanted
+        _say(f"stopped: {closed.problem}")
+        return 141
+    return 0
+
+
+def play(argv: list[str]) -> int:
+    """Play a checkpoint through the loudspeakers."""
+    parser = _generation_parser("play", "Play a checkpoint through the loudspeakers.", "until Ctrl-C")
+    arguments = vars(parser.parse_args(argv))
+
+    from samplernn.audio.speaker import SpeakerSink
+    from samplernn.generation.files import generate
+
+    speakers: list[SpeakerSink] = []
+
+    def open_speaker(sample_rate: int) -> SpeakerSink:
+        speakers.append(SpeakerSink(sample_rate))
+        return speakers[0]
+
+    try:
+        generate(_checkpoint(arguments), **{"duration": math.inf, **arguments, "out": open_speaker})
+    finally:
+        if speakers and (gaps := speakers[0].underruns):
+            _say(f"the sound had {gaps} gaps: the model is too large for this machine, or it is busy")
+    return 0
+
+
+def _checkpoint(arguments: dict[str, Any]) -> Checkpoint:
+    """Take the checkpoint from parsed arguments, else from the file that it shall be like."""
+    from samplernn.generation.settings import of_sidecar
     from samplernn.model.checkpoint import load
 
-    arguments = vars(options)
-    for path in generate(load(arguments.pop("checkpoint")), **arguments):
-        print(path)
-    return 0
+    given = arguments.pop("checkpoint", None)
+    if given is not None:
+        return load(given)
+    if "like" not in arguments:
+        raise UserError("give a checkpoint: a .ckpt file, a run directory or an exported directory")
+    source = of_sidecar(arguments["like"]).checkpoint
+    try:
+        return load(source or "")
+    except UserError as error:
+        raise UserError(f"{error}. Name the checkpoint that made {arguments['like']}") from None
 
 
 def evaluate(argv: list[str]) -> int:
@@ -270,6 +376,7 @@ VERBS: dict[str, Verb] = {
     "doctor": doctor,
     "train": train,
     "generate": generate,
+    "play": play,
     "evaluate": evaluate,
     "export": export,
     "info": info,

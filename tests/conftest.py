@@ -8,6 +8,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +92,17 @@ def run_copy(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(trained_run, tmp_path / "runs" / "toy")
     monkeypatch.chdir(tmp_path)
     return Path("runs/toy")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"cannot mount a small disk: {getattr(error, 'stderr', error)}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

@@ -1,132 +1,182 @@
-"""Streams to WAV files."""
+"""Streams to files, to a pipe, to the loudspeakers: what is written stays playable, whatever happens."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from samplernn import __version__
-from samplernn.audio.io import SUFFIXES, UNSUPPORTED, load, to_int16
-from samplernn.audio.sinks import FileSink
+from samplernn.audio.io import SUFFIXES, UNSUPPORTED
+from samplernn.audio.sinks import FORMATS, FileSink, Sink
 from samplernn.config import UserError
-from samplernn.generation.sampling import Sampling
-from samplernn.generation.stream import Generator, Request
+from samplernn.generation.playback import Event, Generator, OnTrap, Request
+from samplernn.generation.prompts import Given
+from samplernn.generation.settings import Settings, facts_of, request_of, settled
+from samplernn.generation.snapshots import Snapshot
 from samplernn.model.checkpoint import Checkpoint
 
 
-def output_paths(out: str | Path | None, num: int, overwrite: bool = False) -> list[Path]:
-    """Where streams 0 … num - 1 go.
+def output_paths(
+    out: str | Path | None, num: int, overwrite: bool = False, form: str | None = None
+) -> list[Path]:
+    """Where streams go.
 
     Args:
-        out: a folder (made if absent) for ``000.wav``, ``001.wav``, …; a ``.wav`` file when there is one
-            stream; None: a new folder below ``generated/``, named by the time.
+        out: a folder (made if absent) for ``000.wav``, ``001.wav``, …; a file when there is one stream; None:
+            a new folder below ``generated/``, named by the time.
         num: streams.
         overwrite: existing files may be replaced.
+        form: of the files in a folder: ``wav`` (default), ``flac`` or ``ogg``.
 
     Raises:
         UserError: a file for several streams, another file type, or a file that exists.
     """
+    kinds = ", ".join(FORMATS)
+    suffix = f".{form or 'wav'}"
+    if suffix not in FORMATS:
+        raise UserError(f"--format {form}: files can be {kinds.replace('.', '')}; for --out -: au, raw")
     if out is None:
         out = Path("generated") / datetime.now().strftime("%Y%m%d-%H%M%S")
     out = Path(out)
-    if str(out) == "-":
-        raise UserError(
-            "--out -: streaming to standard output is not there yet; name a .wav file or a folder"
-        )
-    if out.suffix.lower() == ".wav" and not out.is_dir():
+    if out.suffix.lower() in FORMATS and not out.is_dir():
         if num != 1:
             raise UserError(f"{out}: one file cannot hold {num} streams; name a folder, or use --num 1")
+        if form is not None and out.suffix.lower() != suffix:
+            raise UserError(f"{out}: its name says another format than --format {form}; leave one out")
         paths = [out]
     elif out.suffix.lower() in SUFFIXES | UNSUPPORTED and not out.is_dir():
-        raise UserError(f"{out}: only .wav files can be written; name a .wav file or a folder")
+        raise UserError(f"{out}: cannot be written; name a file of {kinds}, or a folder")
     else:
-        paths = [out / f"{stream:03}.wav" for stream in range(num)]
+        paths = [out / f"{stream:03}{suffix}" for stream in range(num)]
     taken = [file for path in paths for file in (path, path.with_suffix(".json")) if file.exists()]
     if taken and not overwrite:
         raise UserError(f"{taken[0]}: exists already; choose another --out, or add --overwrite")
     return paths
 
 
-def load_recording(path: str | Path, sample_rate: int) -> NDArray[np.int16]:
-    """A recording of any format and rate as int16 ``[T]`` at `sample_rate`.
+@dataclass(frozen=True)
+class Keeping:
+    """Snapshots of a playback, in a file."""
 
-    Raises:
-        UserError: it cannot be read.
-    """
-    return to_int16(load(path, sample_rate))
+    file: Path
+    every: float = math.inf
+    """Seconds of audio between two of them; the last moment is kept in any case."""
+
+
+@dataclass
+class Written:
+    """What a generation came to."""
+
+    num_samples: int = 0
+    """Per stream, without the prompt."""
+    seconds: float = 0.0
+    """Of computing."""
+    events: list[Event] = field(default_factory=list)
 
 
 def generate(
     checkpoint: Checkpoint,
-    out: str | Path | None = None,
-    duration: float = 10.0,
-    num: int = 1,
-    seed: int = 0,
-    temperature: float = 0.95,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    prompt: str | Path | None = None,
-    include_prompt: bool = False,
-    engine: str = "auto",
-    dtype: str = "auto",
+    out: str | Path | Callable[[int], Sink] | None = None,
+    duration: float | None = None,
+    num: int | None = None,
+    seed: int | None = None,
+    temperature: str | float | Sequence[str | float] | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    prompt: Given | Sequence[Given] | None = None,
+    include_prompt: bool | None = None,
+    from_state: str | Path | Snapshot | None = None,
+    save_state: str | Path | None = None,
+    every: float | None = None,
+    on_trap: OnTrap | None = None,
+    engine: str | None = None,
+    dtype: str | None = None,
+    like: str | Path | None = None,
+    form: str | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Generate WAV files; `samplernn generate` is this function.
+    """Generate audio files; `samplernn generate` is this function.
+
+    What is not given is as in `like`, else as in `from_state`, else the default. `stream.stream` explains the
+    arguments that are not listed here.
 
     Args:
         checkpoint: from `samplernn.load`.
-        out: a folder, a ``.wav`` file when `num` is 1, or None: a new folder below ``generated/``.
-        duration: seconds per stream, without the prompt.
-        num: streams.
-        seed: stream i of a seed is always the same, whatever `num`.
-        temperature: divides the logits; 0 is greedy.
-        top_k: keep only the k most probable codes (0: all).
-        top_p: keep the most probable codes up to this mass (1: all).
-        prompt: a recording, of any format and rate, that every stream continues.
-        include_prompt: let the files begin with the prompt.
-        engine: name of an engine, or ``auto``.
-        dtype: of its arithmetic, or ``auto``.
+        out: a folder, a file when there is one stream, or None: a new folder below ``generated/``.
+            Or a function that opens a sink at a sample rate, such as `SpeakerSink`, for one stream.
+        include_prompt: let each file begin with its prompt.
+        save_state: file for a snapshot at the end, from which `from_state` goes on.
+        every: seconds of audio after which that file is renewed on the way.
+        form: of the files in a folder: wav, flac or ogg.
         overwrite: replace existing files.
 
     Returns:
-        The files, mono 16-bit, exactly ``round(duration * sample_rate)`` samples each.
+        The files, mono, exactly ``round(duration * sample_rate)`` samples each after the prompt.
 
     Raises:
         UserError: an argument out of range, a file that exists or cannot be written.
     """
-    if num < 1:
-        raise UserError(f"num must be at least 1, got {num}")
-    if not 0 < duration < float("inf"):
-        raise UserError(f"duration must be above 0 seconds, got {duration}")
-    sampling = Sampling(temperature, top_k, top_p)
-    paths = output_paths(out, num, overwrite)
-    generator = Generator(checkpoint, engine, dtype)
-    rate = generator.sample_rate
-    request = Request(
-        num_samples=round(duration * rate),
-        streams=tuple(range(num)),
-        seed=seed,
-        sampling=sampling,
-        prompt=None if prompt is None else load_recording(prompt, rate),
+    if every is not None and not (every > 0 and save_state is not None):
+        raise UserError(f"--every {every:g}: needs --save-state FILE and a time above 0 seconds")
+    settings = settled(
+        checkpoint,
+        Settings(
+            duration=duration,
+            num=num,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            prompt=prompt,
+            include_prompt=include_prompt,
+            from_state=from_state,
+            on_trap=on_trap,
+            engine=engine,
+            dtype=dtype,
+        ),
+        like,
     )
-    _say(f"{checkpoint.source}: engine {generator.engine.name}, {generator.engine.dtype}, {rate} Hz")
-    facts = {"checkpoint": str(checkpoint.source), "prompt": None if prompt is None else str(prompt)}
-    seconds = write_files(generator, request, paths, include_prompt, facts)
-    speed = request.num_samples / seconds
-    _say(
-        f"{num} x {request.num_samples / rate:.2f} s in {seconds:.1f} s: "
-        f"{speed * num:,.0f} samples/s, {speed / rate:.2f}x real time per stream"
+    request = request_of(settings, checkpoint.config.data.sample_rate)
+    streams = len(request.streams)
+    paths: list[Path] = []
+    if out is None or isinstance(out, str | Path):
+        paths = output_paths(out, streams, overwrite, form)
+    elif streams != 1:
+        raise UserError(
+            f"one pipe or loudspeaker plays one stream, not {streams}; write files, or use --num 1"
+        )
+    keeping = None if save_state is None else Keeping(Path(save_state), every or math.inf)
+    generator = Generator(checkpoint, settings.engine or "auto", settings.dtype or "auto")
+    rate = generator.sample_rate
+    for prompt_file in request.prompts:
+        for problem in prompt_file.problems:
+            say(f"warning: {problem}")
+    say(f"{checkpoint.source}: engine {generator.engine.name}, {generator.engine.dtype}, {rate} Hz")
+    before = bool(settings.include_prompt)
+    if paths:
+        written = write_files(generator, request, paths, before, keeping)
+    else:
+        assert callable(out)
+        with out(rate) as sink:
+            written = _pour(generator, request, [sink], before, keeping)
+    speed = written.num_samples / max(written.seconds, 1e-9)
+    say(
+        f"{streams} x {written.num_samples / rate:.2f} s in {written.seconds:.1f} s: "
+        f"{speed * streams:,.0f} samples/s, {speed / rate:.2f}x real time per stream"
     )
     return paths
 
@@ -136,92 +186,148 @@ def write_files(
     request: Request,
     paths: list[Path],
     include_prompt: bool = False,
-    facts: dict[str, Any] | None = None,
-    progress: bool = True,
-) -> float:
-    """Stream a request to one WAV file per stream, with a JSON file beside each that says how it was made.
+    keeping: Keeping | None = None,
+) -> Written:
+    """Stream a request to one file per stream, with a JSON file beside each that says how it was made.
 
     Memory does not grow with the duration. Whatever interrupts it, the files are playable up to
-    the last block (`BLOCK_SECONDS`) that was written.
+    the last block (`BLOCK_SECONDS`) that was written, or as far as their format allows (see `FileSink`).
 
     Args:
         generator: the model.
         request: what to generate.
         paths: one per stream; missing folders are made.
-        include_prompt: let each file begin with the prompt.
-        facts: more entries for the JSON.
-        progress: show a bar on a terminal.
-
-    Returns:
-        Seconds of computing.
+        include_prompt: let each file begin with its prompt.
+        keeping: snapshots.
 
     Raises:
         UserError: a file cannot be written.
+        KeyboardInterrupt: after Ctrl-C, when the block that was begun is written; SIGTERM: SystemExit.
     """
-    before = request.prompt if include_prompt and request.prompt is not None else np.zeros(0, np.int16)
-    expected = request.num_samples + len(before)
-    started, done = time.perf_counter(), 0
+    facts = [facts_of(generator, request, index, include_prompt) for index in range(len(request.streams))]
+    written = Written()
+
+    def describe(num_samples: int | None) -> None:
+        for path, fact in zip(paths, facts, strict=True):
+            traps = [event.to_dict() for event in written.events if event.stream == fact["stream"]]
+            total = None if num_samples is None else fact["prompt_samples"] + num_samples
+            _write(path.with_suffix(".json"), {**fact, "num_samples": total, "traps": traps})
+
     with ExitStack() as stack:
         sinks = []
-        for path in paths:
+        for path, fact in zip(paths, facts, strict=True):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{path.parent}: cannot make this folder: {error.strerror}") from error
-            sinks.append(stack.enter_context(FileSink(path, generator.sample_rate, expected)))
+            num_samples = request.num_samples and request.num_samples + fact["prompt_samples"]
+            tags = {"software": f"samplernn {__version__}", "comment": json.dumps(fact)}
+            sinks.append(stack.enter_context(FileSink(path, generator.sample_rate, num_samples, tags)))
+        describe(request.num_samples)  # for a process that is killed
         try:
-            for sink in sinks:
-                sink.write(before)
-            show = stack.enter_context(_Bar(progress, generator.sample_rate, request))
-            for block in generator.stream(request):
-                for sink, samples in zip(sinks, block, strict=True):
-                    sink.write(samples)
-                done += block.shape[1]
-                show.update(done)
+            _pour(generator, request, sinks, include_prompt, keeping, written)
         except BaseException as error:
-            with contextlib.suppress(OSError):
-                _write_sidecars(generator, request, paths, done + len(before), facts or {})
+            with contextlib.suppress(UserError):
+                describe(written.num_samples)
             if isinstance(error, KeyboardInterrupt):
-                _say(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
+                say(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
             raise
-        seconds = time.perf_counter() - started
+    describe(written.num_samples)
+    return written
+
+
+def _write(sidecar: Path, facts: dict[str, Any]) -> None:
+    """Write or replace a sidecar in one instant. Raises UserError."""
+    draft = sidecar.with_name(f".{sidecar.name}.new")
     try:
-        _write_sidecars(generator, request, paths, done + len(before), facts or {})
+        draft.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+        draft.replace(sidecar)
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
-    return seconds
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise UserError(f"{sidecar}: cannot be written: {error.strerror}") from error
 
 
-def _write_sidecars(
-    generator: Generator, request: Request, paths: list[Path], num_samples: int, facts: dict[str, Any]
-) -> None:
-    weights = generator.checkpoint.weights_hash()
-    for path, stream in zip(paths, request.streams, strict=True):
-        made_by = {
-            "samplernn": __version__,
-            "weights": weights,
-            "engine": generator.engine.name,
-            "dtype": generator.engine.dtype,
-            "sample_rate": generator.sample_rate,
-            "num_samples": num_samples,
-            "seed": request.seed,
-            "stream": stream,
-            "temperature": request.sampling.temperature,
-            "top_k": request.sampling.top_k,
-            "top_p": request.sampling.top_p,
-            **facts,
-        }
-        path.with_suffix(".json").write_text(json.dumps(made_by, indent=2) + "\n", "utf-8")
+def _pour(
+    generator: Generator,
+    request: Request,
+    sinks: Sequence[Sink],
+    include_prompt: bool,
+    keeping: Keeping | None,
+    written: Written | None = None,
+) -> Written:
+    """Play a request into sinks, one per stream; `written` is kept up to date."""
+    written = written or Written()
+    rate = generator.sample_rate
+    with _Bar(rate, request) as bar, _stop_between_blocks() as stopped_by:
+        started = time.perf_counter()
+        playback = generator.stream(request, heard_so_far=bar.heard)
+        written.events = playback.events
+        if include_prompt:
+            for index, sink in enumerate(sinks):
+                prompt = request.prompt_of(index)
+                for block in prompt.blocks() if prompt else ():
+                    sink.write(block)
+        kept, shown = 0, 0
+        for block in playback:
+            for sink, samples in zip(sinks, block, strict=True):
+                sink.write(samples)
+            written.num_samples += block.shape[1]
+            written.seconds = time.perf_counter() - started
+            bar.wrote(written.num_samples)
+            for event in playback.events[shown:]:
+                say(event.describe())
+            shown = len(playback.events)
+            if keeping and written.num_samples - kept >= keeping.every * rate:
+                playback.snapshot().save(keeping.file)
+                kept = written.num_samples
+            if stopped_by():
+                break
+    if keeping:
+        playback.snapshot().save(keeping.file)
+    if stopped_by() == signal.SIGINT:
+        raise KeyboardInterrupt
+    if signal_number := stopped_by():
+        sys.exit(128 + signal_number)
+    return written
 
 
-def _say(message: str) -> None:
+@contextlib.contextmanager
+def _stop_between_blocks() -> Iterator[Callable[[], int]]:
+    """Let Ctrl-C and SIGTERM wait for the end of a block; a second one does not wait.
+
+    Yields:
+        A function that gives the signal's number, or 0.
+    """
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+            if callable(signal.getsignal(number)):  # neither ignored nor the system's own
+                before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: signals are somebody else's
+        pass
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say(message: str) -> None:
+    """To standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
 class _Bar:
-    """Progress of a generation: seconds written, samples/s, times real time."""
+    """Progress: how much of the prompts is heard; then seconds written, samples/s, times real time."""
 
-    def __init__(self, show: bool, sample_rate: int, request: Request) -> None:
+    def __init__(self, sample_rate: int, request: Request) -> None:
         self._rate, self._request = sample_rate, request
         self._progress = Progress(
             BarColumn(bar_width=24),
@@ -229,25 +335,35 @@ class _Bar:
             TextColumn("{task.description}"),
             console=Console(file=sys.stderr),
             transient=True,
-            disable=not (show and sys.stderr.isatty()),
+            disable=not sys.stderr.isatty(),
         )
         self._task = self._progress.add_task("starting", total=request.num_samples)
 
     def __enter__(self) -> _Bar:
         self._progress.start()
-        self._started = time.perf_counter()
+        self._started: float | None = None
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def update(self, done: int) -> None:
+    def heard(self, samples: int, of: int) -> None:
+        """So many samples of the prompts have been heard."""
+        seconds = f"hearing the prompt: {samples / self._rate:.0f} of {of / self._rate:.0f} s"
+        self._progress.update(self._task, completed=samples, total=of, description=seconds)
+
+    def wrote(self, done: int) -> None:
         """`done` samples per stream are written."""
-        per_stream = done / (time.perf_counter() - self._started)
+        now = time.perf_counter()
+        self._started = self._started or now
+        if now == self._started:
+            return
+        per_stream = done / (now - self._started)
         together = per_stream * len(self._request.streams)
         self._progress.update(
             self._task,
             completed=done,
+            total=self._request.num_samples,
             description=f"{done / self._rate:.1f} s, {together:,.0f} samples/s, "
             f"{per_stream / self._rate:.2f}x real time",
         )

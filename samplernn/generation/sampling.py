@@ -66,21 +66,30 @@ class Randomness:
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
 
-    def uniforms(self, start: int, count: int, draw: int = 0) -> NDArray[np.float32]:
-        """Uniform numbers in [0, 1) with 24 bits for samples start … start + count - 1, ``[B, count]``."""
-        sample = np.arange(start, start + count, dtype=np.uint64)
+    def uniforms(self, start: int | NDArray[np.int64], count: int, draw: int = 0) -> NDArray[np.float32]:
+        """Uniform numbers in [0, 1) with 24 bits for samples start … start + count - 1, ``[B, count]``.
+
+        Args:
+            start: of all streams, or ``[B]``, of each.
+            count: per stream.
+            draw: of several for one sample.
+        """
+        first: NDArray[np.uint64] = np.asarray(start, np.uint64).reshape(-1, 1)
+        steps: NDArray[np.uint64] = np.arange(count, dtype=np.uint64)
+        sample = first + steps
         stream = np.array(self.streams, dtype=np.uint64)[:, None]
         counter = (sample & _MASK, sample >> np.uint64(32), stream, np.full_like(stream, draw))
         words = philox(counter, (self.seed & 0xFFFFFFFF, self.seed >> 32))[0]
         return (words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sampling:
-    """How a code is drawn from the logits.
+    """How codes are drawn from the logits.
 
     Args:
-        temperature: divides the logits; 0 takes the most probable code.
+        temperature: divides the logits; 0 takes the most probable code. A number, or float32
+            ``[B, length]``, one for each draw of a call.
         top_k: keep only the k most probable codes (0: all).
         top_p: keep the smallest set of codes with at least this probability (1: all).
 
@@ -88,28 +97,47 @@ class Sampling:
         UserError: a value out of range.
     """
 
-    temperature: float = 1.0
+    temperature: float | NDArray[np.float32] = 1.0
     top_k: int = 0
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature must be at least 0, got {self.temperature}")
+        temperature = np.asarray(self.temperature)
+        valid = (temperature >= 0) & (temperature < np.inf)
+        if not valid.all():
+            raise UserError(f"temperature must be at least 0, got {temperature[~valid].flat[0]}")
         if self.top_k < 0:
             raise UserError(f"top_k must be at least 1 (or 0 for all codes), got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution that is drawn from, before normalisation where codes were dropped.
+    def temperatures(self, num_streams: int, length: int) -> NDArray[np.float32]:
+        """Of each draw of a call, float32 ``[B, length]``; read only."""
+        return np.broadcast_to(np.asarray(self.temperature, np.float32), (num_streams, length))
+
+    def draw(self, logits: Tensor, uniform: Tensor, temperature: Tensor) -> Tensor:
+        """One code per row, by inverting the cumulative distribution.
 
         Args:
             logits: ``[B, Q]``.
+            uniform: numbers in [0, 1), ``[B, 1]``.
+            temperature: of this draw, ``[B, 1]``.
 
         Returns:
-            Non-negative weights ``[B, Q]``; a row sums to 1, or less with top-k or top-p.
+            Codes, int64 ``[B, 1]``.
         """
-        probabilities = torch.softmax(logits / self.temperature, dim=-1)
+        is_greedy = temperature == 0
+        cumulative = self._probabilities(logits / temperature.where(~is_greedy, 1.0)).cumsum(-1)
+        total = cumulative[:, -1:]
+        # The first code whose cumulative weight exceeds the target: never one of weight zero, for
+        # the target is kept below the total even if the product rounds up.
+        target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+        drawn = torch.searchsorted(cumulative, target, right=True)
+        return torch.where(is_greedy, logits.argmax(dim=-1, keepdim=True), drawn)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """What is drawn from, ``[B, Q]``: a row sums to 1, or less with top-k or top-p."""
+        probabilities = torch.softmax(logits, dim=-1)
         if 0 < self.top_k < logits.shape[-1]:
             least = probabilities.topk(self.top_k).values[:, -1:]
             probabilities = probabilities.where(probabilities >= least, 0.0)
@@ -119,22 +147,3 @@ class Sampling:
             kept = descending.where(before < self.top_p * descending.sum(-1, keepdim=True), 0.0)
             probabilities = torch.zeros_like(probabilities).scatter(-1, order, kept)
         return probabilities
-
-    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """One code per row, by inverting the cumulative distribution.
-
-        Args:
-            logits: ``[B, Q]``.
-            uniform: numbers in [0, 1), ``[B, 1]``.
-
-        Returns:
-            Codes, int64 ``[B, 1]``.
-        """
-        if self.temperature == 0:
-            return logits.argmax(dim=-1, keepdim=True)
-        cumulative = self.probabilities(logits).cumsum(-1)
-        total = cumulative[:, -1:]
-        # The first code whose cumulative weight exceeds the target: never one of weight zero, for
-        # the target is kept below the total even if the product rounds up.
-        target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-        return torch.searchsorted(cumulative, target, right=True)

@@ -9,10 +9,12 @@ import yaml
 
 from samplernn import plots
 from samplernn.audio.corpus import Split, locate, prepare
+from samplernn.audio.io import load as load_audio
+from samplernn.audio.io import to_int16
 from samplernn.config import Config, from_dict, presets
-from samplernn.generation.files import load_recording, output_paths, write_files
-from samplernn.generation.sampling import Sampling
-from samplernn.generation.stream import Generator, Request
+from samplernn.generation.envelopes import envelopes
+from samplernn.generation.files import output_paths, write_files
+from samplernn.generation.playback import Generator, Request
 from samplernn.model.checkpoint import load
 from samplernn.training import run
 from samplernn.training.folder import free_name
@@ -43,16 +45,17 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score
     checkpoint = load(outcome.folder)
     run.say(f"generating {NUM} x {DURATION:.0f} s …")
     generator = Generator(checkpoint)
+    num_samples = round(DURATION * generator.sample_rate)
     request = Request(
-        round(DURATION * generator.sample_rate),
+        num_samples,
         tuple(range(NUM)),
-        sampling=Sampling(config.samples.temperature),
+        temperature=envelopes(config.samples.temperature),
     )
     paths = output_paths(out, NUM, overwrite=True)
-    seconds = write_files(generator, request, paths)
+    seconds = write_files(generator, request, paths).seconds
     picture = out / "spectrograms.png"
     _draw(checkpoint.split, config, paths, picture)
-    rate = NUM * request.num_samples / seconds
+    rate = NUM * num_samples / seconds
     print(
         f"\n{table(outcome.validation, outcome.test)}\n{outcome.test.verdict}.\n\n"
         f"generated {NUM} x {DURATION:.0f} s at {rate:,.0f} samples/s "
@@ -71,7 +74,7 @@ def _draw(split: dict[str, list[list[object]]], config: Config, paths: list[Path
     """Generated audio above held-out audio."""
     corpus = prepare(clips(), config.data.sample_rate, config.data.cache_dir)
     rate = config.data.sample_rate
-    drawn = {f"generated: {path.name}": load_recording(path, rate) for path in paths}
+    drawn = {f"generated: {path.name}": to_int16(load_audio(path, rate)) for path in paths}
     for file, start, stop in locate(corpus, Split.from_dict(split).test)[:2]:
         drawn[f"held-out: {file.path}"] = corpus.read(file, start, min(stop, start + round(DURATION * rate)))
     plots.save(plots.spectrograms(drawn, rate), picture)

@@ -105,6 +105,24 @@ class SampleRNN(nn.Module):
         Raises:
             ValueError: T is not a multiple of the largest frame.
         """
+        hidden, after = self.listen(x, state)
+        fastest = self.tiers()[-1]
+        codes = torch.cat([state.history[:, -fastest.frame_size :], x[:, :-1]], dim=1)
+        return self.sample_level_mlp(codes, fastest.conditioning(hidden)), after
+
+    def listen(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The frame-level tiers alone: what remembering a chunk takes, without predicting its samples.
+
+        Args:
+            x: codes, int64 ``[B, T]``, T a multiple of the largest frame.
+            state: `initial_state`, or what the previous chunk returned.
+
+        Returns:
+            Hidden vectors of the fastest tier ``[B, T/frame, D]`` and the state after the chunk.
+
+        Raises:
+            ValueError: T is not a multiple of the largest frame.
+        """
         if x.shape[1] % self.lookback:
             raise ValueError(f"chunk of {x.shape[1]} samples: not a multiple of {self.lookback}")
         past_and_x = torch.cat([state.history, x], dim=1)  # [B, lookback + T]
@@ -112,11 +130,11 @@ class SampleRNN(nn.Module):
         rnn = []
         for tier, tier_state in zip(self.tiers(), state.rnn, strict=True):
             frames = self.frames(past_and_x, tier.frame_size)  # [B, T/frame, frame]
-            conditioning, tier_state = tier(frames, conditioning, tier_state)  # [B, T/frame·ratio, D]
+            hidden, tier_state = tier(frames, conditioning, tier_state)  # [B, T/frame, D]
             rnn.append(tier_state)
-        fastest = self.config.frame_sizes[-1]
-        logits = self.sample_level_mlp(past_and_x[:, self.lookback - fastest : -1], conditioning)
-        return logits, State(past_and_x[:, -self.lookback :], tuple(rnn))
+            if tier is not self.tiers()[-1]:
+                conditioning = tier.conditioning(hidden)  # [B, T/frame·ratio, D]
+        return hidden, State(past_and_x[:, -self.lookback :], tuple(rnn))
 
     def frames(self, past_and_x: Tensor, frame_size: int) -> Tensor:
         """The frames that a tier reads: each ends where the samples it conditions begin.
@@ -173,13 +191,16 @@ class FrameLevelTier(nn.Module):
             state: RNN state ``[B, S, n_rnn, D]``.
 
         Returns:
-            Conditioning ``[B, F·ratio, D]`` and the RNN state after the last frame.
+            Hidden vectors ``[B, F, D]`` and the RNN state after the last frame.
         """
         x = self.input_projection(frames)  # [B, F, D]
         if upper_tier_conditioning is not None:
             x = x + upper_tier_conditioning
-        hidden, state = self.rnn(x, state)  # [B, F, D]
-        return self.upsampling(hidden).unflatten(2, (self.ratio, -1)).flatten(1, 2), state
+        return self.rnn(x, state)
+
+    def conditioning(self, hidden: Tensor) -> Tensor:
+        """Hidden vectors ``[B, F, D]`` to conditioning for the tier below, ``[B, F·ratio, D]``."""
+        return self.upsampling(hidden).unflatten(2, (self.ratio, -1)).flatten(1, 2)
 
 
 class SampleLevelMLP(nn.Module):

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from samplernn import plots
 from samplernn.audio.sinks import FileSink
 from samplernn.config import Config, to_dict
-from samplernn.generation.sampling import Sampling
-from samplernn.generation.stream import BLOCK_SECONDS, Generator, Request
+from samplernn.generation.envelopes import envelopes
+from samplernn.generation.playback import BLOCK_SECONDS, Generator, Request
 from samplernn.model.baselines import BaselineBits
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.training.dashboards import Dashboard
@@ -388,7 +388,8 @@ class Samples(pl.Callback):
             num_samples,
             streams=tuple(range(self.config.num)),
             seed=self.config.seed,
-            sampling=Sampling(self.config.temperature),
+            temperature=envelopes(self.config.temperature),
+            on_trap="off",
         )
         return np.concatenate(list(Generator(checkpoint).stream(request)), axis=1)
 

@@ -304,20 +304,6 @@ def write_until_full(path: Path, samples: np.ndarray) -> str:
     return str(caught.value)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    try:
-        command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"cannot mount a small disk: {getattr(error, 'stderr', error)}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 @pytest.mark.parametrize("used", [0, 150_001])
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
 def test_a_full_disk_is_one_clear_line_and_the_file_plays(small_disk: Path, suffix: str, used: int) -> None:

@@ -17,7 +17,7 @@ from numba import njit
 
 from samplernn.config import ModelConfig
 from samplernn.generation.engines import cpu_program, open_engine
-from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace, sharings
+from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace, inverse, sharings
 from samplernn.generation.engines.cpu_kernels import PER_STEP, ROWS, STEPS, dot_instruction, matrix_product
 from samplernn.generation.engines.cpu_weights import pack, to_bfloat16
 from samplernn.generation.sampling import Randomness, Sampling
@@ -86,13 +86,15 @@ def test_a_code_is_drawn_as_by_the_reference(seed: int, temperature: float, top_
     logits = rng.normal(0, 3, (40, 37)).astype(np.float32)
     uniforms = rng.random((40, 1), np.float32)
     sampling = Sampling(temperature, top_k, top_p)
-    expected = sampling.draw(torch.from_numpy(logits), torch.from_numpy(uniforms))[:, 0]
-    greedy = temperature == 0
-    choice = cpu_program.Choice(
-        False, uniforms, greedy, np.float32(0 if greedy else 1 / temperature), top_k, np.float32(top_p)
-    )
+    column = sampling.temperatures(40, 1).copy()
+    expected = sampling.draw(*(torch.from_numpy(x) for x in (logits, uniforms, column)))[:, 0]
+    warmth = inverse(column)
+    choice = cpu_program.Choice(False, False, uniforms, warmth, top_k, np.float32(top_p))
     room = np.empty(37, np.float32)
-    drawn = [cpu_program.draw(row, choice, u[0], room) for row, u in zip(logits, uniforms, strict=True)]
+    drawn = [
+        cpu_program.draw(row, choice, w[0], u[0], room)
+        for row, w, u in zip(logits, warmth, uniforms, strict=True)
+    ]
     assert (torch.tensor(drawn) != expected).sum() <= 1  # a number at the very border of two codes
 
 
@@ -109,6 +111,24 @@ def test_any_size_can_be_stepped(options: dict[str, object]) -> None:
     engine = open_engine(model, "cpu", "float32")
     engine.start(2)
     torch.testing.assert_close(engine.score(codes), expected.score(codes), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_hearing_leaves_the_state_that_scoring_leaves(dtype: str) -> None:
+    torch.manual_seed(0)
+    model = SampleRNN(ModelConfig(frame_sizes=(8, 2), dim=150, embedding_dim=8, q_levels=130))
+    engine = CpuEngine(model, dtype, threads=2)
+    codes = torch.randint(130, (1, 400))
+    engine.start(1)
+    engine.score(codes)
+    scored = engine.export_state()
+    for way in (Sharing(1, 1), Sharing(2, 1)):
+        engine._paces[1] = _Pace([way])
+        engine.start(1)
+        engine.prefill(codes[0])
+        heard = engine.export_state()
+        assert torch.equal(heard.network.history, scored.network.history)
+        assert all(map(torch.equal, heard.network.rnn, scored.network.rnn))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from samplernn.config import ModelConfig, UserError
 from samplernn.generation.engines import open_engine
-from samplernn.generation.engines.base import Engine
+from samplernn.generation.engines.base import PREFILL_CHUNK, Engine, EngineState
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN
 
@@ -158,17 +159,59 @@ def test_prefill_is_the_same_past_as_stepping_through_it(exact: str, frame_sizes
     engine.start(1)
     engine.score(past)
     stepped = engine.score(future)
-    engine.start(3)
+    engine.start(1)
     engine.prefill(past[0])
-    prefilled = engine.score(future.expand(3, -1))
-    torch.testing.assert_close(prefilled, stepped.expand(3, -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(engine.score(future), stepped, atol=1e-5, rtol=1e-5)
 
 
-def test_prefill_refuses_streams_that_have_diverged(choice: tuple[str, str]) -> None:
+def test_prefill_does_not_depend_on_its_pieces(choice: tuple[str, str]) -> None:
+    engine = open_engine(_model(), *choice)
+    past = torch.randint(33, (PREFILL_CHUNK + 24,))
+    states = []
+    for pieces in ([PREFILL_CHUNK + 24], [PREFILL_CHUNK, 24]):
+        engine.start(1)
+        for piece in past.split(pieces):
+            engine.prefill(piece)
+        states.append(engine.export_state())
+    assert all(map(torch.equal, states[0].network.rnn, states[1].network.rnn))
+    assert torch.equal(states[0].network.history[0], past[-8:])
+    assert states[0].position.tolist() == [0]
+
+
+def test_prefill_is_for_one_stream(choice: tuple[str, str]) -> None:
     engine = open_engine(_model(), *choice)
     _generate(engine, (0, 1), [48])
-    with pytest.raises(ValueError, match="share one past"):
+    with pytest.raises(ValueError, match="one stream, not 2"):
         engine.prefill(torch.zeros(8, dtype=torch.int64))
+
+
+def test_streams_are_taken_apart_and_joined(choice: tuple[str, str]) -> None:
+    """Each goes on as in its old company, at its own place in the random numbers."""
+    engine = open_engine(_model(rnn="lstm"), *choice)
+    first, second = _generate(engine, (0, 1), [24]), engine.export_state()
+    _generate(engine, (0,), [16])
+    third = engine.export_state()
+    engine.import_state(EngineState.joined([third, second.rows([1])]))
+    together = engine.advance(24, Randomness(5, (0, 1)), Sampling())
+    whole = _generate(engine, (0, 1), [48])
+    assert torch.equal(first, whole[:, :24])
+    assert torch.equal(together[0], whole[0, 16:40])
+    assert torch.equal(together[1], whole[1, 24:])
+
+
+def test_each_draw_has_its_own_temperature(choice: tuple[str, str]) -> None:
+    engine = open_engine(_model(), *choice)
+    rows = np.ones((2, 48), np.float32)
+    rows[1, 24:] = 0
+    engine.start(2)
+    mixed = engine.advance(48, Randomness(5, (0, 1)), Sampling(rows))
+    warm = _generate(engine, (0, 1), [48])
+    assert torch.equal(mixed[0], warm[0])
+    assert torch.equal(mixed[1, :24], warm[1, :24])
+    engine.start(2)
+    engine.advance(24, Randomness(5, (0, 1)), Sampling())
+    greedy = engine.advance(24, Randomness(6, (0, 1)), Sampling(0.0))  # no chance in it
+    assert torch.equal(mixed[1, 24:], greedy[1])
 
 
 def test_lengths_must_be_whole_frames(choice: tuple[str, str]) -> None:

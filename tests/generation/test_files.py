@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ from samplernn.audio.io import load, to_int16
 from samplernn.audio.sinks import FileSink
 from samplernn.config import UserError
 from samplernn.generation.files import generate, output_paths
-from samplernn.generation.stream import BLOCK_SECONDS, Generator, Request, stream
+from samplernn.generation.playback import BLOCK_SECONDS, Generator, Request
+from samplernn.generation.prompts import Prompt
+from samplernn.generation.snapshots import Snapshot
+from samplernn.generation.stream import stream
 from samplernn.model.checkpoint import Checkpoint
 
 
@@ -82,9 +86,9 @@ def test_a_prompt_is_heard_as_audio_before_the_first_sample(checkpoint: Checkpoi
     """Prefilled codes equal quantized, gained samples, with silence in front up to whole frames."""
     prompt = np.array([1000, -20000, 32767], dtype=np.int16)
     generator = Generator(checkpoint)
-    codes = generator._prompt_codes(prompt).tolist()
+    state = generator.hear(Prompt.of_samples(prompt))
     expected = checkpoint.quantizer.encode(torch.from_numpy(prompt / 32768 * checkpoint.gain))
-    assert codes == [32] * 5 + expected.tolist()
+    assert state.network.history[0].tolist() == [32] * 5 + expected.tolist()
 
 
 def test_output_has_the_gain_undone(checkpoint: Checkpoint) -> None:
@@ -99,8 +103,7 @@ def test_output_has_the_gain_undone(checkpoint: Checkpoint) -> None:
     ("out", "num", "message"),
     [
         ("x.wav", 2, "cannot hold 2 streams"),
-        ("x.mp3", 1, "only .wav files"),
-        ("-", 1, "standard output"),
+        ("x.mp3", 1, "cannot be written; name a file of .wav, .flac"),
         ("taken", 1, "exists already"),
     ],
 )
@@ -108,7 +111,7 @@ def test_output_that_cannot_be_is_refused(tmp_path: Path, out: str, num: int, me
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "000.wav").touch()
     with pytest.raises(UserError, match=message):
-        output_paths(out if out == "-" else tmp_path / out, num)
+        output_paths(tmp_path / out, num)
 
 
 def test_nothing_is_touched_when_the_request_is_impossible(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -184,7 +187,265 @@ def test_an_ended_process_leaves_a_file_that_plays(
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how]
     assert "Traceback" not in message
     written = _wave(path)
-    assert len(written) * 2 + 44 >= path.stat().st_size - 2 * 4000
+    assert len(written) * 2 >= path.stat().st_size - 2 * 4000
     assert np.array_equal(written, soundfile.read(path, dtype="int16")[0])
     blocks = stream(samplernn.load(trained_run), duration=len(written) / 4000)
     assert np.array_equal(np.concatenate(list(blocks), axis=1)[0], written)
+
+
+# -- the same again ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_a_sidecar_and_the_file_itself_make_it_again(
+    checkpoint: Checkpoint, clips: Path, tmp_path: Path, suffix: str
+) -> None:
+    """One stream of several, with everything that can be said about it."""
+    options = {
+        "temperature": ["0:1.1,1:0.5", "0.8"],
+        "top_k": 40,
+        "top_p": 0.95,
+        "prompt": [clips / "guitar" / "guit_em9.flac", _noise(tmp_path / "noise.wav")],
+        "include_prompt": True,
+        "on_trap": "rewind",
+        "engine": "cpu",
+        "dtype": "bfloat16",
+    }
+    out = tmp_path / "out"
+    paths = generate(checkpoint, out, duration=1.23, num=4, seed=8, form=suffix, **options)  # type: ignore[arg-type]
+    assert [path.name for path in paths] == [f"00{i}.{suffix}" for i in range(4)]
+    made = paths[3]
+    for like in (made, made.with_suffix(".json")):
+        again = generate(checkpoint, tmp_path / f"again.{suffix}", like=like, overwrite=True)[0]
+        assert np.array_equal(soundfile.read(again)[0], soundfile.read(made)[0])
+        mine, original = (json.loads(path.with_suffix(".json").read_text()) for path in (again, made))
+        assert mine == original
+    if suffix != "ogg":  # an Ogg file has a random serial number
+        assert again.read_bytes() == made.read_bytes()
+
+
+def _noise(path: Path) -> Path:
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 3000), 4000)
+    return path
+
+
+def test_what_is_said_counts_more_than_what_it_shall_be_like(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    made = generate(checkpoint, tmp_path / "made.wav", duration=0.5, seed=8, temperature=0.7)[0]
+    longer = generate(checkpoint, tmp_path / "longer.wav", like=made, duration=1.0)[0]
+    assert np.array_equal(_wave(longer)[:2000], _wave(made))
+    several = generate(checkpoint, tmp_path / "several", like=made, num=3)
+    assert np.array_equal(_wave(several[0]), _wave(made))
+    other = generate(checkpoint, tmp_path / "other.wav", like=made, seed=9)[0]
+    plain = generate(checkpoint, tmp_path / "plain.wav", duration=0.5, seed=9, temperature=0.7)[0]
+    assert np.array_equal(_wave(other), _wave(plain))
+
+
+def test_a_fork_is_made_again_from_its_state(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    state = tmp_path / "x.state"
+    generate(checkpoint, tmp_path / "first.wav", duration=0.7, save_state=state, temperature=0.8)
+    forks = generate(checkpoint, tmp_path / "forks", duration=0.5, from_state=state, num=3)
+    facts = json.loads(forks[2].with_suffix(".json").read_text())
+    assert (facts["temperature"], facts["stream"], facts["from_state"]["row"]) == (0.8, 2, 0)
+    again = generate(checkpoint, tmp_path / "again.wav", like=forks[2])[0]
+    assert np.array_equal(_wave(again), _wave(forks[2]))
+    generate(checkpoint, tmp_path / "second.wav", duration=0.2, save_state=state)
+    with pytest.raises(UserError, match=r"x.state: has changed since"):
+        generate(checkpoint, tmp_path / "never.wav", like=forks[2])
+
+
+def test_another_prompt_or_model_than_it_was_is_refused(
+    checkpoint: Checkpoint, clips: Path, tmp_path: Path
+) -> None:
+    prompt = _noise(tmp_path / "noise.wav")
+    made = generate(checkpoint, tmp_path / "made.wav", duration=0.2, prompt=prompt)[0]
+    soundfile.write(prompt, np.zeros(3000), 4000)
+    with pytest.raises(UserError, match=r"noise.wav: has changed since"):
+        generate(checkpoint, tmp_path / "never.wav", like=made)
+    own = {**checkpoint.weights, "sample_level_mlp.output.bias": torch.zeros(64)}
+    with pytest.raises(UserError, match="is not the model that made"):
+        generate(replace(checkpoint, weights=own), tmp_path / "never.wav", like=made)
+    in_python = generate(checkpoint, tmp_path / "array.wav", duration=0.2, prompt=np.zeros(99, np.int16))[0]
+    with pytest.raises(UserError, match="its prompt was in no file"):
+        generate(checkpoint, tmp_path / "never.wav", like=in_python)
+    for like, message in (
+        (clips / "guitar" / "guit_em9.flac", "says nothing about"),
+        ("no.json", "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            generate(checkpoint, tmp_path / "never.wav", like=like)
+    assert not (tmp_path / "never.wav").exists()
+
+
+def test_traps_are_in_the_sidecar(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = generate(checkpoint, tmp_path / "x.wav", duration=4, temperature=0.0)[0]  # nothing but a cycle
+    traps = json.loads(made.with_suffix(".json").read_text())["traps"]
+    assert traps
+    assert {"stream", "kind", "detail", "seconds", "until", "action"} == set(traps[0])
+    assert traps[0]["kind"] in ("silence", "noise", "loop")
+    assert f"at {traps[0]['seconds']:.1f} s: {traps[0]['kind']}" in capsys.readouterr().err
+
+
+# -- real processes -----------------------------------------------------------------------------------------
+
+
+def _command(trained_run: Path, *arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "samplernn", "generate", str(trained_run), *map(str, arguments)]
+
+
+def test_twenty_kills_leave_files_that_play(
+    trained_run: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """SIGKILL at any moment, four at a time: what is there is the stream's beginning, and its sidecar says which."""
+    whole = np.concatenate(list(stream(checkpoint, duration=60)), axis=1)[0]
+    rng = np.random.default_rng(5)
+    for batch in range(5):
+        jobs = []
+        for number in range(4):
+            path = tmp_path / f"{batch}-{number}.{('wav', 'flac', 'ogg', 'wav')[number]}"
+            command = _command(
+                trained_run, "--duration", "inf", "--out", path, "--save-state", path.with_suffix(".state")
+            )
+            process = subprocess.Popen([*command, "--every", "0.5"], stderr=subprocess.DEVNULL)
+            jobs.append((path, process))
+        for path, process in jobs:
+            deadline = time.monotonic() + 60
+            while not (path.exists() and path.stat().st_size > 20_000):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.2))
+            process.kill()
+            process.wait()
+            written = soundfile.read(path, dtype="int16")[0]
+            assert len(written) > 1000
+            if path.suffix != ".ogg":
+                length = min(len(written), len(whole))
+                assert np.array_equal(written[:length], whole[:length])
+            facts = json.loads(path.with_suffix(".json").read_text())
+            assert (facts["seed"], facts["num_samples"]) == (0, None)
+            state = Snapshot.load(path.with_suffix(".state"))
+            assert state.time + state.skip >= 2000
+        assert not list(tmp_path.glob(".*.new"))
+
+
+def test_after_ctrl_c_file_and_state_agree(trained_run: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path, state = tmp_path / "x.flac", tmp_path / "x.state"
+    command = _command(trained_run, "--duration", "inf", "--out", path, "--save-state", state)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    _wait_for(path, process)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert "what is written so far plays" in message
+    first = soundfile.read(path, dtype="int16")[0]
+    assert json.loads(path.with_suffix(".json").read_text())["num_samples"] == len(first)
+    second = np.concatenate(list(stream(checkpoint, duration=1.0, from_state=state)), axis=1)[0]
+    whole = np.concatenate(list(stream(checkpoint, duration=len(first) / 4000 + 1)), axis=1)[0]
+    assert np.array_equal(np.concatenate([first, second]), whole)
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.stat().st_size > 20_000):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("form", ["au", "raw"])
+def test_a_pipe_gets_the_stream(trained_run: Path, checkpoint: Checkpoint, tmp_path: Path, form: str) -> None:
+    command = _command(
+        trained_run, "--duration", "1.5", "--out", "-", *(["--format", "raw"] if form == "raw" else [])
+    )
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    if form == "au":
+        (tmp_path / "x.au").write_bytes(done.stdout)
+        got, rate = soundfile.read(tmp_path / "x.au", dtype="int16")
+        assert rate == 4000
+    else:
+        got = np.frombuffer(done.stdout, "<i2")
+    assert np.array_equal(got, np.concatenate(list(stream(checkpoint, duration=1.5)), axis=1)[0])
+
+
+def test_a_reader_that_closes_early_ends_it_in_one_line(
+    trained_run: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    writer = subprocess.Popen(
+        _command(trained_run, "--duration", "inf", "--out", "-"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert writer.stdout
+    assert writer.stderr
+    (tmp_path / "x.au").write_bytes(writer.stdout.read(10_000))
+    writer.stdout.close()
+    assert writer.wait(timeout=30) == 141
+    message = writer.stderr.read().decode()
+    assert "stopped: the reader closed the pipe after" in message
+    assert "Traceback" not in message
+    got = soundfile.read(tmp_path / "x.au", dtype="int16")[0]
+    whole = np.concatenate(list(stream(checkpoint, duration=2)), axis=1)[0]
+    assert len(got) > 4000
+    assert np.array_equal(got, whole[: len(got)])
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_a_disk_that_is_full_is_one_line_and_the_file_plays_on(
+    trained_run: Path, checkpoint: Checkpoint, small_disk: Path, suffix: str
+) -> None:
+    done = subprocess.run(
+        _command(trained_run, "--duration", "inf", "--out", small_disk / f"x.{suffix}"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {small_disk / f'x.{suffix}'}: writing failed after")
+    assert "free some disk space" in error
+    got = soundfile.read(small_disk / f"x.{suffix}", dtype="int16")[0]
+    assert len(got) > 8000
+    if suffix != "ogg":
+        whole = np.concatenate(list(stream(checkpoint, duration=len(got) / 4000)), axis=1)[0]
+        assert np.array_equal(got, whole)
+    assert json.loads((small_disk / "x.json").read_text())["weights"] == checkpoint.weights_hash()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperature", "hot"], "temperature 'hot': expected a number"),
+        (["--temperature", "1", "2", "--num", "3"], ""),
+        (["--temperature", "1", "2", "3", "--num", "2"], "3 of --temperature for 2 streams"),
+        (["--prompt", "missing.wav"], "missing.wav: cannot be opened"),
+        (["--from-state", "missing"], "missing: no such file; --save-state writes one"),
+        (["--every", "3"], "needs --save-state FILE"),
+        (["--out", "-", "--num", "2"], "one pipe or loudspeaker plays one stream, not 2"),
+        (["--out", "-", "--format", "wav"], "--format wav cannot go into a pipe"),
+        (["--out", "x.flac", "--format", "wav"], "says another format"),
+        (["--format", "au"], "--format au: files can be wav, flac, ogg"),
+        (["--duration", "nan"], "duration must be above 0"),
+        (["--like", "missing.json"], "missing.json: cannot be read"),
+        (["--on-trap", "panic"], "invalid choice"),
+    ],
+)
+def test_nonsense_on_the_command_line_is_one_line(
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    from samplernn.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    code = main(["generate", str(trained_run), "--duration", "0.1", *arguments])
+    said = capfd.readouterr()
+    assert code == (2 if message else 0)
+    assert message in said.err.splitlines()[-1]
+    assert said.out == "" or not message
+    assert list(tmp_path.rglob("*.*")) == [] or not message

@@ -47,6 +47,13 @@ def test_a_random_number_depends_on_its_key_alone() -> None:
         assert (other != whole).mean() > 0.99
 
 
+def test_each_stream_may_be_at_a_place_of_its_own() -> None:
+    randomness = Randomness(7, (0, 1))
+    numbers = randomness.uniforms(np.array([3, 2**33]), 5)
+    assert np.array_equal(numbers[0], randomness.uniforms(3, 5)[0])
+    assert np.array_equal(numbers[1], randomness.uniforms(2**33, 5)[1])
+
+
 def test_uniforms_are_uniform_and_streams_uncorrelated() -> None:
     numbers = Randomness(0, (0, 1)).uniforms(0, 100_000)
     assert numbers.min() >= 0
@@ -72,9 +79,13 @@ def test_sampling_options_out_of_range_are_refused(arguments: dict[str, float]) 
         Sampling(**arguments)  # type: ignore[arg-type]
 
 
+def _column(sampling: Sampling, rows: int) -> torch.Tensor:
+    return torch.from_numpy(sampling.temperatures(rows, 1).copy())
+
+
 def _frequencies(sampling: Sampling, logits: torch.Tensor, draws: int = 40_000) -> np.ndarray:
     uniform = torch.from_numpy(Randomness(3, (0,)).uniforms(0, draws)).T
-    codes = sampling.draw(logits.expand(draws, -1), uniform)
+    codes = sampling.draw(logits.expand(draws, -1), uniform, _column(sampling, draws))
     return np.bincount(codes[:, 0].numpy(), minlength=logits.shape[-1]) / draws
 
 
@@ -87,7 +98,15 @@ def test_draws_follow_the_tempered_softmax(temperature: float) -> None:
 
 def test_temperature_zero_takes_the_most_probable() -> None:
     logits = torch.tensor([[0.0, 3.0, 2.9], [5.0, 1.0, 1.0]])
-    assert Sampling(0.0).draw(logits, torch.full((2, 1), 0.999)).tolist() == [[1], [0]]
+    assert Sampling().draw(logits, torch.full((2, 1), 0.999), torch.zeros(2, 1)).tolist() == [[1], [0]]
+
+
+def test_each_draw_may_have_a_temperature_of_its_own() -> None:
+    logits = torch.tensor([[0.0, 3.0, 2.9]]).expand(4, -1)
+    uniform, temperature = torch.full((4, 1), 0.7), torch.tensor([[0.0], [0.01], [1.0], [100.0]])
+    together = Sampling().draw(logits, uniform, temperature)
+    apart = [Sampling().draw(logits[:1], uniform[:1], one[None]) for one in temperature]
+    assert together[:, 0].tolist() == [int(code) for code in apart] == [1, 1, 2, 2]
 
 
 def test_top_k_keeps_the_k_most_probable_in_proportion() -> None:
@@ -107,5 +126,5 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass() -> None:
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
 def test_a_code_of_probability_zero_is_never_drawn(uniform: float) -> None:
     logits = torch.tensor([[-math.inf, 1.0, -math.inf, 0.0, -math.inf]])
-    code = Sampling().draw(logits, torch.tensor([[uniform]])).item()
+    code = Sampling().draw(logits, torch.tensor([[uniform]]), torch.ones(1, 1)).item()
     assert code == (1 if uniform == 0 else 3)

@@ -25,8 +25,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
-from samplernn.generation.sampling import Sampling
-from samplernn.generation.stream import Generator, Request
+from samplernn.generation.envelopes import envelopes
+from samplernn.generation.playback import Generator, Request
 from samplernn.model.checkpoint import load
 from samplernn.model.network import SampleRNN, State
 from samplernn.training import run
@@ -382,7 +382,7 @@ def test_validation_and_samples_are_those_of_the_average(
     score = score_spans(checkpoint, corpus, spans, "validation")
     said = float(_rows(outcome.folder)[-1]["validation/bits_per_sample"])
     assert said == pytest.approx(score.bits_per_sample, rel=1e-5)
-    request = Request(400, streams=(0,), seed=0, sampling=Sampling(0.95))
+    request = Request(400, streams=(0,), seed=0, temperature=envelopes(0.95))
     again = np.concatenate(list(Generator(checkpoint).stream(request)), axis=1)
     assert np.array_equal(sf.read(outcome.folder / "samples/step-0000006-0.wav", dtype="int16")[0], again[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,8 +20,23 @@ class EngineState(NamedTuple):
 
     network: State
     """One row per stream."""
-    position: int
-    """Samples generated so far: the next random number's place."""
+    position: Tensor
+    """Samples that each stream has drawn so far, the place of its next random number; int64 ``[B]``."""
+
+    def rows(self, which: slice | list[int]) -> EngineState:
+        """Some of the streams."""
+        network = State(self.network.history[which], tuple(tier[which] for tier in self.network.rnn))
+        return EngineState(network, self.position[which])
+
+    @classmethod
+    def joined(cls, states: Sequence[EngineState]) -> EngineState:
+        """The streams of all `states` in order."""
+        tiers = zip(*(state.network.rnn for state in states), strict=True)
+        network = State(
+            torch.cat([state.network.history for state in states]),
+            tuple(torch.cat(tier) for tier in tiers),
+        )
+        return cls(network, torch.cat([state.position for state in states]))
 
 
 class Engine(Protocol):
@@ -40,10 +56,13 @@ class Engine(Protocol):
         ...
 
     def prefill(self, codes: Tensor) -> None:
-        """Let every stream hear the same past, in one parallel pass; positions stay where they are.
+        """Let the only stream hear a past, faster than by `score`; its position stays where it is.
 
         Args:
             codes: int64 ``[T]``.
+
+        Raises:
+            ValueError: there are several streams.
         """
         ...
 
@@ -82,23 +101,21 @@ class Engine(Protocol):
 
 @torch.inference_mode()
 def heard(model: SampleRNN, state: EngineState, codes: Tensor) -> EngineState:
-    """State after all streams have heard the same past, in parallel passes of bounded size.
+    """State after a stream has heard a past, in parallel passes of bounded size over its frames.
 
     Args:
         model: the network.
-        state: of streams that share one past.
+        state: of one stream.
         codes: int64 ``[T]``.
-
-    Raises:
-        ValueError: the streams have already diverged from each other.
     """
-    everyone = [state.network.history, *state.network.rnn]
-    if any((rows != rows[:1]).any() for rows in everyone):
-        raise ValueError("prefill needs streams that share one past: call start first")
-    network = State(state.network.history[:1], tuple(tier[:1] for tier in state.network.rnn))
+    network = state.network
     chunk = max(1, PREFILL_CHUNK // model.lookback) * model.lookback
     for piece in codes.split(chunk):
-        _, network = model(piece[None], network)
-    num = len(state.network.history)
-    rnn = tuple(tier.repeat(num, 1, 1, 1) for tier in network.rnn)
-    return EngineState(State(network.history.repeat(num, 1), rnn), state.position)
+        _, network = model.listen(piece[None], network)
+    return EngineState(network, state.position)
+
+
+def require_one(state: EngineState) -> None:
+    """Raises ValueError if there are several streams."""
+    if len(state.position) != 1:
+        raise ValueError(f"prefill is for one stream, not {len(state.position)}: join the states afterwards")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.generation.engines import cpu_program
-from samplernn.generation.engines.base import EngineState, heard
+from samplernn.generation.engines.base import PREFILL_CHUNK, EngineState, require_one
 from samplernn.generation.engines.cpu_weights import PackedNetwork, round_up
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN, State
@@ -65,21 +65,23 @@ class CpuEngine:
 
     @torch.inference_mode()
     def start(self, num_streams: int) -> None:
-        self._state = EngineState(self.model.initial_state(num_streams), position=0)
+        position = torch.zeros(num_streams, dtype=torch.int64)
+        self._state = EngineState(self.model.initial_state(num_streams), position)
 
-    @torch.inference_mode()
     def prefill(self, codes: Tensor) -> None:
-        """In float32, by the network itself. Raises ValueError if the streams have already diverged."""
-        self._state = heard(self.model, self._state, codes)
+        """Steps the frame-level tiers alone. A parallel pass would read the recurrent weights at every step,
+        too, and packed ones are smaller."""
+        require_one(self._state)
+        for piece in codes.split(PREFILL_CHUNK // self.lookback * self.lookback or self.lookback):
+            self._run(len(piece), _given(1)._replace(is_heard=True), piece[None].numpy())
 
     def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
-        uniforms = randomness.uniforms(self._state.position, length)
-        is_greedy = sampling.temperature == 0
+        position = self._state.position.numpy()
         choice = cpu_program.Choice(
             False,
-            uniforms,
-            is_greedy,
-            np.float32(0 if is_greedy else min(1 / sampling.temperature, 1e30)),
+            False,
+            randomness.uniforms(position, length),
+            inverse(sampling.temperatures(len(position), length)),
             sampling.top_k,
             np.float32(sampling.top_p),
         )
@@ -88,9 +90,7 @@ class CpuEngine:
         return torch.from_numpy(codes)
 
     def score(self, codes: Tensor) -> Tensor:
-        unused = np.zeros((len(codes), 0), np.float32)
-        choice = cpu_program.Choice(True, unused, False, np.float32(1), 0, np.float32(1))
-        return torch.from_numpy(self._run(codes.shape[1], choice, codes.numpy())[1])
+        return torch.from_numpy(self._run(codes.shape[1], _given(len(codes)), codes.numpy())[1])
 
     def export_state(self) -> EngineState:
         network = self._state.network
@@ -144,7 +144,10 @@ class CpuEngine:
             streams = self._imported(rows, length, sharing.together)
             if given is not None:
                 streams.codes[:, :, self.lookback :] = given[rows]
-            tasks.append((streams, choice._replace(uniforms=choice.uniforms[rows])))
+            drawn = choice._replace(
+                uniforms=choice.uniforms[rows], inverse_temperature=choice.inverse_temperature[rows]
+            )
+            tasks.append((streams, drawn))
         if sharing.side_by_side == 1:
             for task in tasks:
                 self._advance_together(*task, sharing.together, length)
@@ -220,6 +223,19 @@ class CpuEngine:
             rnn.append(torch.from_numpy(np.stack(vectors).transpose(2, 0, 1, 3).copy()))
         history = torch.from_numpy(streams.codes[0, :, -self.lookback :].copy())
         return State(history, tuple(rnn))
+
+
+def _given(num_streams: int) -> cpu_program.Choice:
+    """Codes are there already."""
+    unused = np.zeros((num_streams, 0), np.float32)
+    return cpu_program.Choice(True, False, unused, unused, 0, np.float32(1))
+
+
+def inverse(temperatures: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 / temperature as the program wants it, ``[B, length]``: 0 stands for greedy."""
+    with np.errstate(divide="ignore", over="ignore"):
+        inverted = np.minimum(np.float32(1) / temperatures, np.float32(1e30))
+    return np.where(temperatures == 0, np.float32(0), inverted)
 
 
 def cores() -> int:

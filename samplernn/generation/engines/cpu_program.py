@@ -135,10 +135,12 @@ class Choice(NamedTuple):
 
     is_given: bool
     """They are there already, and are scored."""
+    is_heard: bool
+    """They are not even scored: only the tiers step."""
     uniforms: NDArray[np.float32]
     """Random numbers, ``[B, length]``."""
-    is_greedy: bool
-    inverse_temperature: np.float32
+    inverse_temperature: NDArray[np.float32]
+    """Of each draw, 0 where the most probable code is taken, ``[B, length]``."""
     top_k: int
     top_p: np.float32
 
@@ -597,20 +599,21 @@ def sample_level_mlp(plan: Plan, streams: Streams, share: Share, codes: Any, t: 
 
 
 @compiled
-def draw(logits: Any, choice: Choice, uniform: Any, p: Any) -> int:
+def draw(logits: Any, choice: Choice, inverse_temperature: Any, uniform: Any, p: Any) -> int:
     """A code by inverting the cumulative distribution (see `Sampling.draw`).
 
     Args:
         logits: ``[q]``.
-        choice: temperature, top-k, top-p.
+        choice: top-k, top-p.
+        inverse_temperature: of this draw; 0 is greedy.
         uniform: in [0, 1).
         p: room for the probabilities, ``[q]``.
     """
-    if choice.is_greedy:
+    if inverse_temperature == 0:
         return int(np.argmax(logits))
     top = maximum(logits)
     for i in range(len(p)):
-        p[i] = exp((logits[i] - top) * choice.inverse_temperature)
+        p[i] = exp((logits[i] - top) * inverse_temperature)
     if 0 < choice.top_k < len(p):
         _keep_most(p, choice.top_k)
     if choice.top_p < 1:
@@ -719,13 +722,17 @@ def run(plan: Plan, streams: Streams, choice: Choice, thread: int, num_threads: 
                         code = codes[stream, now - frame_size + i] - plan.q_levels // 2
                         frames[stream, i] = np.float32(code) * amplitude
                 step_tier(plan, streams, share, frames, tier, t)
+        if streams.barrier[ABORT]:
+            return
+        if choice.is_heard:
+            continue
         sample_level_mlp(plan, streams, share, codes, t)
         if streams.barrier[ABORT]:
             return
         for stream in range(num):
             logits = streams.logits[stream, : plan.q_levels]
             if not choice.is_given:
-                uniform = choice.uniforms[stream, t]
-                codes[stream, now] = draw(logits, choice, uniform, streams.probabilities[thread])
+                uniform, warmth = choice.uniforms[stream, t], choice.inverse_temperature[stream, t]
+                codes[stream, now] = draw(logits, choice, warmth, uniform, streams.probabilities[thread])
             elif thread == 0:
                 streams.nll[stream, t] = _nll(logits, codes[stream, now])

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samplernn.generation.engines.base import EngineState, heard
+from samplernn.generation.engines.base import EngineState, heard, require_one
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import FrameLevelTier, SampleRNN, State, gather_and_add
 
@@ -43,20 +43,23 @@ class ReferenceEngine:
 
     @torch.inference_mode()
     def start(self, num_streams: int) -> None:
-        self._state = EngineState(self.model.initial_state(num_streams), position=0)
+        position = torch.zeros(num_streams, dtype=torch.int64)
+        self._state = EngineState(self.model.initial_state(num_streams), position)
 
     @torch.inference_mode()
     def prefill(self, codes: Tensor) -> None:
-        """Raises ValueError if the streams have already diverged from each other."""
+        require_one(self._state)
         self._state = heard(self.model, self._state, codes)
 
     @torch.inference_mode()
     def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
-        uniforms = torch.from_numpy(randomness.uniforms(self._state.position, length))  # [B, length]
+        position = self._state.position.numpy()
+        uniforms = torch.from_numpy(randomness.uniforms(position, length))  # [B, length]
+        temperatures = torch.from_numpy(sampling.temperatures(len(position), length).copy())
 
         def choose(rows: slice) -> ChooseCode:
-            numbers = uniforms[rows]
-            return lambda t, logits: sampling.draw(logits, numbers[:, t : t + 1])
+            numbers, warmth = uniforms[rows], temperatures[rows]
+            return lambda t, logits: sampling.draw(logits, numbers[:, t : t + 1], warmth[:, t : t + 1])
 
         codes = self._step_all(length, choose)
         self._state = EngineState(self._state.network, self._state.position + length)

@@ -1,0 +1,256 @@
+"""What a person may say about a generation, and where the rest comes from.
+
+Whatever is not said is taken from the sidecar of the file that it shall be like, else from the state that
+it goes on from, else from `DEFAULTS`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from samplernn import __version__
+from samplernn.audio.io import Decoder
+from samplernn.audio.sinks import FORMATS, read_tags
+from samplernn.config import UserError
+from samplernn.generation.envelopes import envelopes
+from samplernn.generation.playback import Generator, OnTrap, Request
+from samplernn.generation.prompts import Given, open_prompts
+from samplernn.generation.snapshots import Snapshot
+from samplernn.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """Arguments of `stream.stream` and `files.generate`; None: not said."""
+
+    duration: float | None = None
+    num: int | None = None
+    seed: int | None = None
+    temperature: str | float | Sequence[str | float] | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    prompt: Given | Sequence[Given] | None = None
+    include_prompt: bool | None = None
+    from_state: str | Path | Snapshot | None = None
+    on_trap: OnTrap | None = None
+    engine: str | None = None
+    dtype: str | None = None
+    stream: int | None = None
+    """Number of the only stream, where `num` is not said."""
+    row: int | None = None
+    """Which stream of the state all go on from."""
+    prompt_sha256: str | None = None
+    """What the prompt must be."""
+    state_sha256: str | None = None
+    """What the state must be."""
+    checkpoint: str | None = None
+    """Where the model was."""
+    weights: str | None = None
+    """What the model must be."""
+
+    def over(self, other: Settings) -> Settings:
+        """These settings, and those of `other` where nothing is said."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(other, **{name: value for name, value in own.items() if value is not None})
+
+
+DEFAULTS = Settings(
+    duration=10.0,
+    seed=0,
+    temperature=0.95,
+    top_k=0,
+    top_p=1.0,
+    include_prompt=False,
+    on_trap="warn",
+    engine="auto",
+    dtype="auto",
+)
+
+
+def settled(checkpoint: Checkpoint, said: Settings, like: str | Path | None = None) -> Settings:
+    """Settings of which only those of the streams (`num`, `stream`, `row`) may be None; a state is read.
+
+    Args:
+        checkpoint: the model.
+        said: what a person says.
+        like: a sidecar, or the audio file beside it.
+
+    Raises:
+        UserError: one of the files cannot be read, or another model has made `like`.
+    """
+    if like is not None:
+        model = of_sidecar(like)
+        if model.weights != checkpoint.weights_hash():
+            raise UserError(
+                f"{checkpoint.source}: is not the model that made {like}; name that one, or drop --like"
+            )
+        if said.prompt is not None or said.from_state is not None:  # another past, not both
+            model = replace(
+                model, prompt=None, prompt_sha256=None, from_state=None, state_sha256=None, row=None
+            )
+        said = said.over(model)
+    if said.from_state is not None:
+        state = said.from_state
+        snapshot = state if isinstance(state, Snapshot) else Snapshot.load(state)
+        if said.state_sha256 not in (None, snapshot.sha256):
+            raise UserError(f"{snapshot.source}: has changed since {like} was made; it cannot be made again")
+        then = snapshot.settings
+        said = replace(said, from_state=snapshot).over(
+            Settings(
+                seed=then["seed"],
+                temperature=then["temperature"],
+                top_k=then["top_k"],
+                top_p=then["top_p"],
+                on_trap=then["on_trap"],
+                engine=then["engine"],
+                dtype=then["dtype"],
+            )
+        )
+    return said.over(DEFAULTS)
+
+
+def request_of(settings: Settings, sample_rate: int) -> Request:
+    """What to play.
+
+    Args:
+        settings: from `settled`.
+        sample_rate: of the model, in Hz.
+
+    Raises:
+        UserError: a value out of range, or a prompt that cannot be read.
+    """
+    assert settings.duration is not None
+    assert settings.temperature is not None
+    if not settings.duration > 0:
+        raise UserError(f"duration must be above 0 seconds, got {settings.duration}")
+    if settings.num is not None and settings.num < 1:
+        raise UserError(f"num must be at least 1, got {settings.num}")
+    prompts = open_prompts(settings.prompt, sample_rate)
+    if settings.prompt_sha256 not in (None, *(prompt.sha256 for prompt in prompts)):
+        raise UserError(
+            f"{settings.prompt}: has changed since; what it was the prompt of cannot be made again"
+        )
+    temperature = envelopes(settings.temperature)
+    origin = settings.from_state
+    assert origin is None or isinstance(origin, Snapshot)
+    streams = _streams(settings, origin, max(1, len(prompts), len(temperature)))
+    num = len(streams)
+    return Request(
+        num_samples=None if math.isinf(settings.duration) else round(settings.duration * sample_rate),
+        streams=streams,
+        seed=settings.seed or 0,
+        temperature=_dealt(temperature, num),
+        top_k=settings.top_k or 0,
+        top_p=1.0 if settings.top_p is None else settings.top_p,
+        prompts=_dealt(prompts, num),
+        origin=origin,
+        rows=() if settings.row is None else (settings.row,) * num,
+        on_trap=settings.on_trap or "warn",
+    )
+
+
+def _streams(settings: Settings, origin: Snapshot | None, otherwise: int) -> tuple[int, ...]:
+    """Stream numbers: those of a state keep theirs, and further ones get the next."""
+    if settings.num is None and settings.stream is not None:
+        return (settings.stream,)
+    if origin is None:
+        return tuple(range(settings.num or otherwise))
+    known: list[int] = origin.settings["streams"]
+    num = settings.num or len(known)
+    return tuple([*known, *range(max(known) + 1, max(known) + 1 + num)][:num])
+
+
+def _dealt(each: tuple[Any, ...], num: int) -> tuple[Any, ...]:
+    """One for all stays one; several are dealt out in turn where there are more streams."""
+    return tuple(each[index % len(each)] for index in range(num)) if 1 < len(each) < num else each
+
+
+def facts_of(generator: Generator, request: Request, index: int, include_prompt: bool) -> dict[str, Any]:
+    """What a sidecar says of the stream at a place in `request.streams`, as plain values."""
+    prompt, origin = request.prompt_of(index), request.origin
+    return {
+        "samplernn": __version__,
+        "checkpoint": str(generator.checkpoint.source),
+        "weights": generator.weights,
+        "engine": generator.engine.name,
+        "dtype": generator.engine.dtype,
+        "sample_rate": generator.sample_rate,
+        "seed": request.seed,
+        "stream": request.streams[index],
+        "temperature": _plain(str(request.temperature_of(index))),
+        "top_k": request.top_k,
+        "top_p": request.top_p,
+        "on_trap": request.on_trap,
+        "prompt": prompt and {"file": prompt.file and str(prompt.file), "sha256": prompt.sha256},
+        "prompt_samples": prompt.num_samples if prompt and include_prompt else 0,
+        "from_state": origin
+        and {
+            "file": origin.source and str(origin.source),
+            "sha256": origin.sha256,
+            "row": request.row_of(index),
+        },
+    }
+
+
+def of_sidecar(file: str | Path) -> Settings:
+    """Settings that make a file again.
+
+    Args:
+        file: the JSON beside it, or the audio file itself, in which the same is written.
+
+    Raises:
+        UserError: it is neither, or was made from something that is in no file.
+    """
+    file = Path(file)
+    try:
+        if file.suffix.lower() in FORMATS:
+            facts = json.loads(read_tags(file)["comment"])
+            decoder = Decoder(file, facts["sample_rate"])
+            facts["num_samples"] = sum(map(len, decoder))
+        else:
+            facts = json.loads(file.read_text("utf-8"))
+        prompt, state = facts["prompt"], facts["from_state"]
+        settings = Settings(
+            duration=_duration(facts["num_samples"], facts["prompt_samples"], facts["sample_rate"]),
+            seed=facts["seed"],
+            stream=facts["stream"],
+            temperature=facts["temperature"],
+            top_k=facts["top_k"],
+            top_p=facts["top_p"],
+            on_trap=facts["on_trap"],
+            engine=facts["engine"],
+            dtype=facts["dtype"],
+            prompt=prompt and prompt["file"],
+            prompt_sha256=prompt and prompt["sha256"],
+            include_prompt=facts["prompt_samples"] > 0,
+            from_state=state and state["file"],
+            state_sha256=state and state["sha256"],
+            row=state and state["row"],
+            checkpoint=facts["checkpoint"],
+            weights=facts["weights"],
+        )
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: says nothing about how samplernn made it; give the .json file") from None
+    for what, given in (("prompt", prompt), ("state", state)):
+        if given and not given["file"]:
+            raise UserError(f"{file}: its {what} was in no file, so give it again, or use Python")
+    return settings
+
+
+def _duration(num_samples: int | None, prompt_samples: int, sample_rate: int) -> float:
+    """In seconds; of a stream without end, which was killed, None samples are known."""
+    return math.inf if num_samples is None else (num_samples - prompt_samples) / sample_rate
+
+
+def _plain(envelope: str) -> str | float:
+    """A number where an envelope is one."""
+    return envelope if ":" in envelope else float(envelope)

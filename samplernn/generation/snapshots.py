@@ -1,0 +1,147 @@
+"""Files that hold where streams stand: they go on from there, bit for bit, or branch off.
+
+A snapshot is a safetensors file, so nothing in it is executed when it is read. It is bound to the model by
+the hash of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from samplernn.config import UserError
+from samplernn.generation.engines.base import EngineState
+from samplernn.model.network import State
+
+FORMAT = 1
+_ENTRY = "samplernn.snapshot"
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """One stream between two samples."""
+
+    engine: EngineState
+    """Of this stream alone, ``B = 1``."""
+    unjudged: NDArray[np.int64]
+    """Codes before the state that its guard has not heard yet, ``[n]``."""
+    guard: dict[str, NDArray[Any]]
+    """What its `guards.Guard` remembers; empty: it has none."""
+    reaction: dict[str, Any] = field(default_factory=dict)
+    """What is being done about its last trap, as plain values."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Streams that can go on.
+
+    The states are those of a little while ago: `skip` samples have been given out since then. They come
+    again, the same, when the streams go on.
+    """
+
+    weights: str
+    """SHA-256 of the model's weights."""
+    sample_rate: int
+    time: int
+    """Samples that each stream had given out at the states."""
+    skip: int
+    """Samples that it has given out since then."""
+    streams: tuple[StreamState, ...]
+    settings: dict[str, Any]
+    """How the streams were made: `seed`, `streams`, `temperature`, …, as plain values."""
+    source: Path | None = None
+    """The file that it was read from."""
+    sha256: str = ""
+    """Of that file."""
+
+    def save(self, file: str | Path) -> None:
+        """Write a file; one that is there is replaced in one instant, so it is never half a snapshot.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        file = Path(file)
+        tensors: dict[str, Tensor] = {}
+        for number, stream in enumerate(self.streams):
+            tensors |= {f"{number}.{name}": value for name, value in _tensors(stream).items()}
+        about = {
+            "format": FORMAT,
+            "weights": self.weights,
+            "sample_rate": self.sample_rate,
+            "time": self.time,
+            "skip": self.skip,
+            "reactions": [stream.reaction for stream in self.streams],
+            "settings": self.settings,
+        }
+        draft = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, draft, metadata={_ENTRY: json.dumps(about)})
+            draft.replace(file)
+        except (OSError, safetensors.SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{file}: cannot write the state: {reason}") from error
+
+    @classmethod
+    def load(cls, file: str | Path) -> Snapshot:
+        """Read a file.
+
+        Raises:
+            UserError: missing, damaged, or not a snapshot.
+        """
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                about = json.loads((opened.metadata() or {})[_ENTRY])
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            if about["format"] > FORMAT:
+                raise UserError(f"{file}: written by a newer samplernn; update samplernn")
+            return cls(
+                weights=about["weights"],
+                sample_rate=about["sample_rate"],
+                time=about["time"],
+                skip=about["skip"],
+                streams=tuple(
+                    _stream(tensors, f"{number}.", reaction)
+                    for number, reaction in enumerate(about["reactions"])
+                ),
+                settings=about["settings"],
+                source=Path(file),
+                sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+            )
+        except FileNotFoundError:
+            raise UserError(f"{file}: no such file; --save-state writes one") from None
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{file}: damaged, or not a state that --save-state has written") from error
+
+
+def _tensors(stream: StreamState) -> dict[str, Tensor]:
+    network = stream.engine.network
+    tensors = {"history": network.history, "position": stream.engine.position}
+    tensors["unjudged"] = torch.from_numpy(stream.unjudged)
+    tensors |= {f"rnn.{tier}": value for tier, value in enumerate(network.rnn)}
+    tensors |= {f"guard.{name}": torch.from_numpy(np.array(value)) for name, value in stream.guard.items()}
+    return {name: value.clone().contiguous() for name, value in tensors.items()}
+
+
+def _stream(tensors: dict[str, Tensor], prefix: str, reaction: dict[str, Any]) -> StreamState:
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    tiers = sum(name.startswith("rnn.") for name in own)
+    network = State(own["history"], tuple(own[f"rnn.{tier}"] for tier in range(tiers)))
+    guard = {
+        name.removeprefix("guard."): value.numpy() for name, value in own.items() if name.startswith("guard.")
+    }
+    return StreamState(EngineState(network, own["position"]), own["unjudged"].numpy(), guard, reaction)

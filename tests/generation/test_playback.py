@@ -1,0 +1,330 @@
+"""A stream is the same whatever its blocks, its neighbours and its interruptions; traps are seen and left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import samplernn
+from samplernn.config import UserError
+from samplernn.generation.engines.base import EngineState
+from samplernn.generation.envelopes import envelopes
+from samplernn.generation.guards import Guard
+from samplernn.generation.playback import COOLING, Generator, OnTrap, Playback, Request
+from samplernn.generation.prompts import Prompt
+from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.snapshots import Snapshot
+from samplernn.model.checkpoint import Checkpoint
+
+RATE, FRAME, HOP = 4000, 8, 1000
+NUM = 9 * RATE + 3
+"""Samples of the streams here: not a whole number of frames."""
+CURVES = envelopes(["0:1.0,4:0.7,9:1.1", "0.9", "1.0"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained_run: Path) -> Checkpoint:
+    return samplernn.load(trained_run)
+
+
+@pytest.fixture(scope="module")
+def generator(checkpoint: Checkpoint) -> Generator:
+    """Its training audio is pretended to be such that some of what it plays sounds like noise."""
+    generator = Generator(checkpoint)
+    request = Request(60 * RATE, (7, 8), seed=3, on_trap="off")
+    hops = np.concatenate(list(generator.stream(request)), axis=1).reshape(-1, HOP) / 32768
+    energy = 10 * np.log10(np.quantile(np.diff(hops).var(axis=1), 0.3))
+    generator.expected = replace(generator.expected, level=energy - 6 + 20, brightness=0.01)
+    return generator
+
+
+def _play(generator: Generator, blocks: float = 0.1, **request: Any) -> tuple[np.ndarray, Playback]:
+    options = {"num_samples": NUM, "streams": (0, 1, 2), "seed": 1, "temperature": CURVES, **request}
+    playback = generator.stream(Request(**options), blocks)
+    return np.concatenate(list(playback), axis=1), playback
+
+
+@pytest.fixture(scope="module")
+def whole(generator: Generator) -> dict[str, np.ndarray]:
+    """The uninterrupted streams, by what is done about traps."""
+    played = {}
+    for on_trap in get_args(OnTrap):
+        played[on_trap], playback = _play(generator, on_trap=on_trap)
+        assert played[on_trap].shape == (3, NUM)
+        assert bool(playback.events) == (on_trap != "off"), "there are no traps to be seen here"
+    return played
+
+
+@pytest.fixture(params=get_args(OnTrap))
+def on_trap(request: pytest.FixtureRequest) -> str:
+    """Each of them."""
+    return str(request.param)
+
+
+@pytest.mark.parametrize("blocks", [0.002, 0.0371, 0.25, 3.0])
+def test_a_stream_does_not_depend_on_the_length_of_blocks(
+    generator: Generator, whole: dict[str, np.ndarray], on_trap: str, blocks: float
+) -> None:
+    assert np.array_equal(_play(generator, blocks, on_trap=on_trap)[0], whole[on_trap])
+
+
+def test_a_stream_does_not_depend_on_its_neighbours(
+    generator: Generator, whole: dict[str, np.ndarray], on_trap: str
+) -> None:
+    for stream in range(3):
+        alone, _ = _play(
+            generator, streams=(stream,), temperature=CURVES[stream : stream + 1], on_trap=on_trap
+        )
+        assert np.array_equal(alone[0], whole[on_trap][stream])
+
+
+@pytest.mark.parametrize("cuts", [[1], [FRAME], [HOP], [4000, 4003], [17_003], [9000, 2, 3, 9000], [30_000]])
+def test_an_interrupted_stream_goes_on_as_if_nothing_had_happened(
+    generator: Generator, whole: dict[str, np.ndarray], on_trap: str, cuts: list[int], tmp_path: Path
+) -> None:
+    parts, state = [], None
+    for number, length in enumerate([*cuts, NUM - sum(cuts)]):
+        part, playback = _play(generator, num_samples=length, on_trap=on_trap, origin=state)
+        parts.append(part)
+        playback.snapshot().save(tmp_path / f"{number}.state")
+        state = Snapshot.load(tmp_path / f"{number}.state")
+    assert np.array_equal(np.concatenate(parts, axis=1), whole[on_trap])
+
+
+def test_a_snapshot_between_blocks_is_as_good_as_one_at_the_end(
+    generator: Generator, whole: dict[str, np.ndarray], on_trap: str
+) -> None:
+    request = Request(NUM, (0, 1, 2), 1, CURVES, on_trap=on_trap)  # type: ignore[arg-type]
+    playback, given = generator.stream(request), 0
+    for number, block in enumerate(playback):
+        given += block.shape[1]
+        if number % 17 == 3:
+            rest, _ = _play(generator, num_samples=2000, on_trap=on_trap, origin=playback.snapshot())
+            end = min(given + 2000, NUM)
+            assert np.array_equal(rest[:, : end - given], whole[on_trap][:, given:end])
+
+
+def test_after_a_prompt_too(generator: Generator) -> None:
+    prompts = tuple(
+        Prompt.of_samples(np.random.default_rng(i).normal(0, 4000, 900 + i).astype(np.int16))
+        for i in range(3)
+    )
+    both, _ = _play(generator, prompts=prompts, num_samples=3000)
+    first, playback = _play(generator, prompts=prompts, num_samples=1234)
+    second, _ = _play(generator, origin=playback.snapshot(), num_samples=3000 - 1234)
+    assert np.array_equal(np.concatenate([first, second], axis=1), both)
+
+
+def test_one_state_forks_into_many_streams(generator: Generator, whole: dict[str, np.ndarray]) -> None:
+    """The first goes on; the others differ, but only from the next frame on: what was heard is their past."""
+    _, playback = _play(generator, num_samples=4003, streams=(0,), temperature=CURVES[:1], on_trap="off")
+    state = playback.snapshot()
+    many, _ = _play(
+        generator,
+        origin=state,
+        num_samples=2000,
+        streams=tuple(range(5)),
+        temperature=CURVES[:1],
+        on_trap="off",
+    )
+    assert np.array_equal(many[0], whole["off"][0, 4003:6003])
+    assert (many[:, :5] == many[0, :5]).all()  # up to the frame's end at 4008
+    for other in range(1, 5):
+        assert (many[other] != many[0]).mean() > 0.5
+    reseeded, _ = _play(
+        generator, origin=state, num_samples=2000, streams=(0,), seed=2, temperature=CURVES[:1], on_trap="off"
+    )
+    assert (reseeded[0] != many[0]).mean() > 0.5
+
+
+def test_streams_of_a_state_are_dealt_out_in_turn_or_as_asked(
+    generator: Generator, whole: dict[str, np.ndarray]
+) -> None:
+    _, playback = _play(generator, num_samples=4000, on_trap="off")
+    state = playback.snapshot()
+    request = {"origin": state, "num_samples": 800, "on_trap": "off", "temperature": CURVES[1:2]}
+    again, _ = _play(generator, **request, streams=(1,), rows=(1,))
+    assert np.array_equal(again[0], whole["off"][1, 4000:4800])
+    turns, _ = _play(generator, **request, streams=(9, 1, 9, 9, 1))
+    assert np.array_equal(turns[1], again[0])
+    assert np.array_equal(turns[4], _play(generator, **request, streams=(1,), rows=(1,))[0][0])
+    with pytest.raises(UserError, match="holds 3 streams"):
+        _play(generator, **request, streams=(0,), rows=(3,))
+
+
+def test_the_state_of_another_model_is_refused(generator: Generator) -> None:
+    _, playback = _play(generator, num_samples=100)
+    other = replace(playback.snapshot(), weights="0" * 64)
+    with pytest.raises(UserError, match="belongs to another model"):
+        _play(generator, origin=other)
+    with pytest.raises(UserError, match="exclude each other"):
+        _play(generator, origin=other, prompts=(Prompt.of_samples(np.zeros(10, np.int16)),))
+
+
+def test_two_playbacks_of_one_generator_do_not_disturb_each_other(generator: Generator) -> None:
+    def request(stream: int) -> Request:
+        return Request(3000, (stream,), on_trap="off")
+
+    apart = [np.concatenate(list(generator.stream(request(i))), axis=1) for i in range(2)]
+    pairs = zip(generator.stream(request(0)), generator.stream(request(1)), strict=True)
+    for one, together in zip(apart, zip(*pairs, strict=True), strict=True):
+        assert np.array_equal(np.concatenate(together, axis=1), one)
+
+
+# -- traps ----------------------------------------------------------------------------------------------
+
+
+def _traps(generator: Generator, audio: np.ndarray) -> int:
+    """How often a guard that hears the finished audio reports a trap."""
+    guard = Guard(generator.expected, RATE, HOP)
+    hops = audio[: len(audio) // HOP * HOP].reshape(-1, HOP)
+    return sum(guard.hear(hop) is not None for hop in hops)
+
+
+def test_a_warning_changes_nothing(generator: Generator, whole: dict[str, np.ndarray]) -> None:
+    assert np.array_equal(whole["warn"], whole["off"])
+    _, playback = _play(generator, on_trap="warn")
+    for stream in range(3):
+        mine = [event for event in playback.events if event.stream == stream]
+        assert len(mine) == _traps(generator, whole["warn"][stream])
+    event = playback.events[0]
+    assert (event.kind, event.action) == ("noise", "warned")
+    assert 0 <= event.seconds < event.until <= 9
+    assert event.describe().startswith(f"stream {event.stream} at {event.seconds:.1f} s: noise (")
+    json.dumps(event.to_dict())
+
+
+def test_a_cooled_stream_has_a_lower_temperature_for_a_while(
+    generator: Generator, whole: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[np.ndarray] = []
+    advance = generator.engine.advance
+
+    def spy(length: int, randomness: Randomness, sampling: Sampling) -> torch.Tensor:
+        used.append(sampling.temperatures(3, length).copy())
+        return advance(length, randomness, sampling)
+
+    monkeypatch.setattr(generator.engine, "advance", spy)
+    cooled, playback = _play(generator, on_trap="cool", temperature=envelopes(1.0))
+    temperature = np.concatenate(used, axis=1)[:, :NUM]
+    expected = np.ones_like(temperature)
+    for event in playback.events:
+        assert event.kind == "noise"
+        start = round(event.until * RATE)
+        expected[event.stream, start : start + 2 * RATE] = COOLING
+    assert np.array_equal(temperature, expected)
+    first = min(round(event.until * RATE) for event in playback.events)
+    plain, _ = _play(generator, on_trap="off", temperature=envelopes(1.0))
+    assert np.array_equal(cooled[:, :first], plain[:, :first])
+    assert not np.array_equal(cooled, plain)
+
+
+def test_a_rewound_stream_is_out_of_its_traps(generator: Generator, whole: dict[str, np.ndarray]) -> None:
+    rewound, playback = _play(generator, on_trap="rewind")
+    actions = [event.action for event in playback.events]
+    in_vain = sum(action.startswith("let go on") for action in actions)
+    assert sum(action.startswith("rewound") for action in actions) > in_vain
+    before, after = (sum(_traps(generator, row) for row in rows) for rows in (whole["warn"], rewound))
+    assert after <= in_vain
+    assert after < before
+    first = min(event.seconds for event in playback.events)
+    same = round(first * RATE) - 4 * RATE
+    assert np.array_equal(rewound[:, : max(same, 0)], whole["off"][:, : max(same, 0)])
+    assert not np.array_equal(rewound, whole["off"])
+
+
+def test_where_all_is_a_trap_it_still_comes_to_an_end(checkpoint: Checkpoint) -> None:
+    generator = Generator(checkpoint)
+    generator.expected = replace(generator.expected, level=60.0)  # all is silence against that
+    audio, playback = _play(generator, on_trap="rewind")
+    assert audio.shape == (3, NUM)
+    actions = [event.action for event in playback.events if event.stream == 0]
+    assert "let go on after 4 attempts to rewind" in actions
+    assert sum(action.startswith("rewound") for action in actions) <= 8
+
+
+def test_what_is_kept_does_not_grow(generator: Generator) -> None:
+    playback = generator.stream(Request(None, (0, 1), on_trap="rewind"))
+    sizes = []
+    for number, _ in enumerate(playback):
+        sizes.append(len(playback._marks) + playback._codes.shape[1] // HOP)
+        if number == 80:
+            break
+    assert max(sizes) <= 2 * 20
+
+
+# -- snapshots ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def snapshot(generator: Generator) -> Snapshot:
+    return _play(generator, num_samples=5003, on_trap="rewind")[1].snapshot()
+
+
+def test_a_saved_snapshot_is_all_there(snapshot: Snapshot, tmp_path: Path) -> None:
+    snapshot.save(tmp_path / "new" / "x.state")
+    loaded = Snapshot.load(tmp_path / "new" / "x.state")
+    for field in ("weights", "sample_rate", "time", "skip", "settings"):
+        assert getattr(loaded, field) == getattr(snapshot, field)
+    for one, other in zip(loaded.streams, snapshot.streams, strict=True):
+        assert _equal(one.engine, other.engine)
+        assert one.reaction == other.reaction
+        assert all(np.array_equal(one.guard[name], other.guard[name]) for name in other.guard)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.state"]
+    with safetensors.safe_open(tmp_path / "new" / "x.state", "pt") as file:
+        assert "0.history" in file.keys()  # noqa: SIM118
+
+
+def _equal(one: EngineState, other: EngineState) -> bool:
+    return bool(
+        (one.network.history == other.network.history).all()
+        and all(torch.equal(a, b) for a, b in zip(one.network.rnn, other.network.rnn, strict=True))
+        and torch.equal(one.position, other.position)
+    )
+
+
+def _damages(content: bytes, folder: Path) -> Iterator[bytes]:
+    yield b""
+    yield content[: len(content) // 2]
+    yield content[:-1]
+    yield b"\xff" * 100 + content[100:]
+    safetensors.torch.save_file({"x": torch.zeros(3)}, folder / "other")
+    yield (folder / "other").read_bytes()
+
+
+def test_a_damaged_snapshot_is_one_line(snapshot: Snapshot, tmp_path: Path) -> None:
+    file = tmp_path / "x.state"
+    snapshot.save(file)
+    for content in list(_damages(file.read_bytes(), tmp_path)):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"x.state: damaged, or not a state"):
+            Snapshot.load(file)
+    with pytest.raises(UserError, match="no such file"):
+        Snapshot.load(tmp_path / "missing")
+    with pytest.raises(UserError, match="cannot write the state"):
+        snapshot.save(file / "below-a-file")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"num_samples": 0},
+        {"streams": ()},
+        {"seed": -1},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"temperature": envelopes([1, 2])},
+        {"on_trap": "panic"},
+    ],
+)
+def test_impossible_requests_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        Request(**{"num_samples": 100, "streams": (0, 1, 2), **bad})
