@@ -152,8 +152,8 @@ def _generation_parser(verb: str, description: str, duration: str) -> Parser:
     what.add_argument(
         "--on-trap",
         choices=["off", "warn", "cool", "rewind"],
-        help="silence, noise or a loop: do not look, warn (default), lower the temperature for a while, "
-        "or go back before it (audio then comes 4 s late)",
+        help="silence, noise or a loop: do not look, warn (default), change the temperature for a while, "
+        "or go back before it and try again (audio then comes 4 s late)",
     )
     what.add_argument("--like", metavar="FILE", help="the .json beside generated audio, or that audio: again")
     state = parser.add_argument_group("states")

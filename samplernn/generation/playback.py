@@ -21,7 +21,7 @@ from samplernn.config import UserError
 from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import PREFILL_CHUNK, Engine, EngineState
 from samplernn.generation.envelopes import Envelope, envelopes
-from samplernn.generation.guards import HOP_SECONDS, Guard, Trap, expected_of
+from samplernn.generation.guards import HOP_SECONDS, Guard, Kind, Trap, expected_of
 from samplernn.generation.prompts import Prompt, in_pieces
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.generation.snapshots import Snapshot, StreamState
@@ -33,13 +33,15 @@ LOOKAHEAD_SECONDS = 4.0
 """How far ahead of what it gives out a playback with ``on_trap="rewind"`` is, at least."""
 
 OnTrap = Literal["off", "warn", "cool", "rewind"]
-COOLING = 0.8
-"""Factor of the temperature of a stream that is being cooled."""
-COOLING_SECONDS = 2.0
-_ATTEMPTS = 4
+FACTORS: dict[Kind, float] = {"noise": 0.8, "silence": 1.25, "loop": 1.25}
+"""What the temperature is multiplied by after a trap. Measured (docs/generation.md, 'Traps'): cooling ends
+noise more often than waiting does; silence and loops it never ended, warmth often."""
+FACTOR_SECONDS = 2.0
+"""How long."""
+_ATTEMPTS = 6
 """How often a stream is rewound from one trap before it is let go on."""
 _BACK_SECONDS = 0.5
-"""How far before a trap's beginning a stream is rewound at first; each further attempt doubles it."""
+"""How far before a trap's beginning a stream is rewound at first; every second attempt doubles it."""
 
 HeardSoFar = Callable[[int, int], None]
 """Is told while prompts are heard: samples so far, samples in all."""
@@ -60,8 +62,9 @@ class Request:
         origin: where to go on instead of beginning anew. The time of envelopes goes on, too.
         rows: which stream of `origin` each stream goes on from; empty: one after the other.
         on_trap: what to do when a stream is silent, noisy or in a loop (see `guards`): ``off`` does not even
-            look; ``warn`` notes it in `Playback.events`; ``cool`` lowers the temperature for a while too;
-            ``rewind`` goes back before it and on with fresh random numbers, so that it is never heard.
+            look; ``warn`` notes it in `Playback.events`; ``cool`` lowers the temperature for a while too, or
+            raises it after silence or a loop (`FACTORS`); ``rewind`` goes back before it and on with fresh
+            random numbers, every second time at that other temperature, so that it is never heard.
 
     Raises:
         UserError: a value out of range.
@@ -218,8 +221,10 @@ class Mark:
     unjudged: NDArray[np.int64]
     """Codes since the last hop began."""
     guard: Guard | None
-    cooled_until: int = 0
-    """Samples since the stream's start."""
+    factor: float = 1.0
+    """What its temperature is multiplied by."""
+    factor_until: int = 0
+    """How long, in samples since the stream's start."""
     attempts: int = 0
     """How often it has been rewound from the trap that it fell into last."""
     trapped_at: int = 0
@@ -397,8 +402,8 @@ class Playback(Iterator[NDArray[np.int16]]):
             curves = [request.temperature[0].at(samples, rate)] * len(indices)
         else:
             curves = [request.temperature[index].at(samples, rate) for index in indices]
-        cooling = [COOLING if time < mark.cooled_until else 1.0 for mark in marks]
-        temperature = np.stack(curves) * np.array(cooling, np.float32)[:, None]
+        factors = [mark.factor if time < mark.factor_until else 1.0 for mark in marks]
+        temperature = np.stack(curves) * np.array(factors, np.float32)[:, None]
         randomness = Randomness(request.seed, tuple(request.streams[index] for index in indices))
         engine.import_state(state)
         codes = engine.advance(length, randomness, Sampling(temperature, request.top_k, request.top_p))
@@ -445,15 +450,19 @@ class Playback(Iterator[NDArray[np.int16]]):
         return replace(mark, engine=engine, unjudged=none, guard=guard), trap
 
     def _note(self, index: int, trap: Trap) -> None:
-        """Remember a trap; cool the stream if that is wanted."""
+        """Remember a trap; change the stream's temperature if that is wanted."""
         if self.request.on_trap == "warn":
             self._record(index, trap, "warned")
             return
         mark = self._marks[-1][1][index]
-        length = -(-round(COOLING_SECONDS * self.generator.sample_rate) // self._hop) * self._hop
         guard = self._new_guard(self._time)  # so that a trap that does not end is seen again
-        self._marks[-1][1][index] = replace(mark, guard=guard, cooled_until=self._time + length)
-        self._record(index, trap, f"cooled for {length / self.generator.sample_rate:.1f} s")
+        self._marks[-1][1][index] = self._tempered(replace(mark, guard=guard), self._time, trap.kind)
+        self._record(index, trap, f"temperature x {FACTORS[trap.kind]} for {FACTOR_SECONDS:g} s")
+
+    def _tempered(self, mark: Mark, time: int, kind: Kind) -> Mark:
+        """The same stream at another temperature for a while, in whole hops."""
+        hops = -(-round(FACTOR_SECONDS * self.generator.sample_rate) // self._hop)
+        return replace(mark, factor=FACTORS[kind], factor_until=time + hops * self._hop)
 
     def _rewind(self, index: int, trap: Trap | None) -> None:
         """Take a stream back to before its trap, on with random numbers that were not used yet, up to now.
@@ -469,17 +478,22 @@ class Playback(Iterator[NDArray[np.int16]]):
                 self._marks[at][1][index] = replace(mark, attempts=0)
                 self._record(index, trap, f"let go on after {_ATTEMPTS} attempts to rewind")
             else:
-                back = round(_BACK_SECONDS * 2 ** (attempts - 1) * self.generator.sample_rate)
+                back = round(_BACK_SECONDS * 2 ** ((attempts - 1) // 2) * self.generator.sample_rate)
                 at = max(0, bisect_right(self._marks, trap.begin - back, key=lambda entry: entry[0]) - 1)
-                seconds = (time - self._marks[at][0]) / self.generator.sample_rate
+                target = self._marks[at][0]
                 before = self._marks[at][1][index]
-                self._marks[at][1][index] = replace(
+                before = replace(
                     before,
                     engine=before.engine._replace(position=mark.engine.position),
                     attempts=attempts,
                     trapped_at=time,
                 )
-                self._record(index, trap, f"rewound {seconds:.1f} s")
+                action = f"rewound {(time - target) / self.generator.sample_rate:.1f} s"
+                if attempts % 2 == 0:
+                    before = self._tempered(before, target, trap.kind)
+                    action += f", temperature x {FACTORS[trap.kind]} for {FACTOR_SECONDS:g} s"
+                self._marks[at][1][index] = before
+                self._record(index, trap, action)
             trap = None
             while at + 1 < len(self._marks) and not trap:
                 trap = self._redo(index, at)
@@ -515,7 +529,8 @@ def _later(heard_so_far: HeardSoFar, before: int, total: int, heard: int) -> Non
 def _exported(mark: Mark) -> StreamState:
     guard = mark.guard.export_state() if mark.guard else {}
     reaction = {
-        "cooled_until": mark.cooled_until,
+        "factor": mark.factor,
+        "factor_until": mark.factor_until,
         "attempts": mark.attempts,
         "trapped_at": mark.trapped_at,
     }
