@@ -17,6 +17,7 @@ import torch
 from samplernn.cli import VERBS, main
 from samplernn.config import Config, UserError
 from samplernn.options import parse, parse_doctor
+from tests.audio.loudspeaker import Device
 from tests.conftest import CLIPS, toy_arguments
 
 README = Path(__file__).parents[1] / "README.md"
@@ -241,6 +242,7 @@ def test_every_command_of_the_readme_runs_at_toy_size(
 ) -> None:
     """In the README's order, in one folder, with its own names; only sizes are made small."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "sounddevice", Device())
     shutil.copytree(clips / "tabla", "my-audio")
     shutil.copytree(clips / "piano", "other-audio")
     shutil.copy(clips / "guitar" / "guit_em9.flac", "riff.wav")
@@ -255,7 +257,7 @@ def test_every_command_of_the_readme_runs_at_toy_size(
             argv += small
         if "--overfit-check" in argv:
             argv += ["--optim.lr=0.01"]  # a network that small takes large steps
-        if argv[0] == "generate":
+        if argv[0] in ("generate", "play"):
             argv += ["--duration", "0.05"]
         assert main(argv) == 0, command
     assert (tmp_path / "runs").is_dir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -449,3 +450,26 @@ def test_nonsense_on_the_command_line_is_one_line(
     assert message in said.err.splitlines()[-1]
     assert said.out == "" or not message
     assert list(tmp_path.rglob("*.*")) == [] or not message
+
+
+DECODERS = {
+    "flac": ["flac", "--decode", "--silent", "--force", "--output-name"],
+    "sox": ["sox"],
+    "ffmpeg": ["ffmpeg", "-loglevel", "error", "-y", "-i"],
+}
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_another_decoder_reads_the_same_samples(
+    checkpoint: Checkpoint, tmp_path: Path, decoder: str, suffix: str
+) -> None:
+    if shutil.which(decoder) is None:
+        pytest.skip(f"{decoder} is not installed here")
+    if (decoder, suffix) == ("flac", "wav"):
+        pytest.skip("flac reads FLAC alone")
+    path = generate(checkpoint, tmp_path / f"x.{suffix}", duration=1.5)[0]
+    decoded = tmp_path / "decoded.wav"
+    files = [decoded, path] if decoder == "flac" else [path, decoded]
+    subprocess.run([*DECODERS[decoder], *map(str, files)], check=True, capture_output=True)
+    assert np.array_equal(soundfile.read(decoded, dtype="int16")[0], soundfile.read(path, dtype="int16")[0])
