@@ -199,7 +199,7 @@ class Event:
     seconds: float
     """When it began, since the stream's start."""
     until: float
-    """When it was recognised."""
+    """When it was recognised, or by when it still went on."""
     action: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,8 +208,8 @@ class Event:
 
     def describe(self) -> str:
         """One line."""
-        where = f"stream {self.stream} at {self.seconds:.1f} s"
-        return f"{where}: {self.kind} ({self.detail}), {self.action}"
+        where, length = f"stream {self.stream} at {self.seconds:.1f} s", self.until - self.seconds
+        return f"{where}: {self.kind} for {length:.1f} s ({self.detail}), {self.action}"
 
 
 @dataclass(frozen=True)

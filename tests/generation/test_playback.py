@@ -198,7 +198,7 @@ def test_a_warning_changes_nothing(generator: Generator, whole: dict[str, np.nda
     event = playback.events[0]
     assert (event.kind, event.action) == ("noise", "warned")
     assert 0 <= event.seconds < event.until <= 9
-    assert event.describe().startswith(f"stream {event.stream} at {event.seconds:.1f} s: noise (")
+    assert event.describe().startswith(f"stream {event.stream} at {event.seconds:.1f} s: noise for ")
     json.dumps(event.to_dict())
 
 
