@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from tests.faults.conftest import (
@@ -338,9 +339,8 @@ def test_repeat(whole: str, times: int) -> None:
                     "3",
                 )
             )
-            audio.append(
-                [path.read_bytes() for path in sorted(Path(f"{each}-audio-{attempt}").glob("*.wav"))]
-            )
+            files = sorted(Path(f"{each}-audio-{attempt}").glob("*.wav"))
+            audio.append([soundfile.read(file, dtype="int16")[0].tolist() for file in files])
             assert audio[-1]
         assert audio[0] == audio[1]
 
