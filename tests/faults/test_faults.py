@@ -318,7 +318,7 @@ def test_two_at_once(whole: str, times: int) -> None:
 
 
 @pytest.mark.fault(
-    "none: the same commands once more", "the same weights, metrics and bytes of audio", few=1, many=3
+    "none: the same commands once more", "the same weights, metrics and samples of audio", few=1, many=3
 )
 def test_repeat(whole: str, times: int) -> None:
     for attempt in range(times):
