@@ -13,7 +13,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -203,7 +203,9 @@ def generate(argv: list[str]) -> int:
         raise UserError(f"--format {form} cannot go into a pipe; au and raw can")
     if sys.stdout.isatty():
         raise UserError("--out -: standard output is a terminal; pipe it into a player, such as: | ffplay -")
-    arguments["out"] = lambda sample_rate: PipeSink(sys.stdout.buffer, sample_rate, form)
+    arguments["out"] = lambda sample_rate, tags: PipeSink(
+        sys.stdout.buffer, sample_rate, form, tags["comment"]
+    )
     try:
         generate(checkpoint, **arguments)
     except PipeClosed as closed:  # often it is what the user wanted
@@ -222,12 +224,14 @@ def play(argv: list[str]) -> int:
 
     speakers: list[SpeakerSink] = []
 
-    def open_speaker(sample_rate: int) -> SpeakerSink:
+    def open_speaker(sample_rate: int, tags: Mapping[str, str]) -> SpeakerSink:
         speakers.append(SpeakerSink(sample_rate))
         return speakers[0]
 
+    if "like" not in arguments:
+        arguments = {"duration": math.inf, "num": 1, **arguments}
     try:
-        generate(_checkpoint(arguments), **{"duration": math.inf, **arguments, "out": open_speaker})
+        generate(_checkpoint(arguments), **{**arguments, "out": open_speaker})
     finally:
         if speakers and (gaps := speakers[0].underruns):
             _say(f"the sound had {gaps} gaps: the model is too large for this machine, or it is busy")

@@ -6,6 +6,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +74,9 @@ def envelopes(given: str | float | Envelope | Sequence[str | float | Envelope]) 
     """One envelope for all streams, or one for each, from what a person writes.
 
     Raises:
-        UserError: see `Envelope`.
+        UserError: none, or see `Envelope`.
     """
-    each = [given] if isinstance(given, str | int | float | Envelope) else given
+    each: list[Any] = [given] if isinstance(given, str | Real | Envelope) else list(given)  # type: ignore
+    if not each:
+        raise UserError("temperature: give at least one")
     return tuple(one if isinstance(one, Envelope) else Envelope.parse(one) for one in each)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -23,8 +24,9 @@ from samplernn import __version__
 from samplernn.audio.io import SUFFIXES, UNSUPPORTED
 from samplernn.audio.sinks import FORMATS, FileSink, Sink
 from samplernn.config import UserError
-from samplernn.generation.playback import Event, Generator, OnTrap, Request
+from samplernn.generation.playback import Event, Generator, Playback
 from samplernn.generation.prompts import Given
+from samplernn.generation.request import OnTrap, Request
 from samplernn.generation.settings import Settings, facts_of, request_of, settled
 from samplernn.generation.snapshots import Snapshot
 from samplernn.model.checkpoint import Checkpoint
@@ -52,17 +54,23 @@ def output_paths(
     if out is None:
         out = Path("generated") / datetime.now().strftime("%Y%m%d-%H%M%S")
     out = Path(out)
-    if out.suffix.lower() in FORMATS and not out.is_dir():
+    is_folder = os.path.isdir(out)  # noqa: PTH112  (unlike Path's it says no to names that cannot be)
+    if out.suffix.lower() in FORMATS and not is_folder:
         if num != 1:
             raise UserError(f"{out}: one file cannot hold {num} streams; name a folder, or use --num 1")
         if form is not None and out.suffix.lower() != suffix:
             raise UserError(f"{out}: its name says another format than --format {form}; leave one out")
         paths = [out]
-    elif out.suffix.lower() in SUFFIXES | UNSUPPORTED and not out.is_dir():
+    elif out.suffix.lower() in SUFFIXES | UNSUPPORTED and not is_folder:
         raise UserError(f"{out}: cannot be written; name a file of {kinds}, or a folder")
     else:
         paths = [out / f"{stream:03}{suffix}" for stream in range(num)]
-    taken = [file for path in paths for file in (path, path.with_suffix(".json")) if file.exists()]
+    if paths[0].parent.is_file():
+        raise UserError(f"{paths[0].parent}: is a file; name a folder, or a file of {kinds}")
+    try:
+        taken = [file for path in paths for file in (path, path.with_suffix(".json")) if file.exists()]
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
     if taken and not overwrite:
         raise UserError(f"{taken[0]}: exists already; choose another --out, or add --overwrite")
     return paths
@@ -77,20 +85,25 @@ class Keeping:
     """Seconds of audio between two of them; the last moment is kept in any case."""
 
 
+OpenSink = Callable[[int, Mapping[str, str]], Sink]
+"""Opens a sink, given the sample rate in Hz and tags."""
+
+
 @dataclass
 class Written:
     """What a generation came to."""
 
+    events: list[Event]
+    """The traps so far."""
     num_samples: int = 0
     """Per stream, without the prompt."""
     seconds: float = 0.0
-    """Of computing."""
-    events: list[Event] = field(default_factory=list)
+    """Since the prompts were heard."""
 
 
 def generate(
     checkpoint: Checkpoint,
-    out: str | Path | Callable[[int], Sink] | None = None,
+    out: str | Path | OpenSink | None = None,
     duration: float | None = None,
     num: int | None = None,
     seed: int | None = None,
@@ -117,18 +130,21 @@ def generate(
     Args:
         checkpoint: from `samplernn.load`.
         out: a folder, a file when there is one stream, or None: a new folder below ``generated/``.
-            Or a function that opens a sink at a sample rate, such as `SpeakerSink`, for one stream.
+            Or a function that opens a sink for one stream, given the sample rate and tags.
         include_prompt: let each file begin with its prompt.
-        save_state: file for a snapshot at the end, from which `from_state` goes on.
+        save_state: file for a snapshot at the end, from which `from_state` goes on. It may replace one, and
+            no other file.
         every: seconds of audio after which that file is renewed on the way.
         form: of the files in a folder: wav, flac or ogg.
         overwrite: replace existing files.
 
     Returns:
         The files, mono, exactly ``round(duration * sample_rate)`` samples each after the prompt.
+        None for a sink.
 
     Raises:
-        UserError: an argument out of range, a file that exists or cannot be written.
+        UserError: an argument out of range, a file that exists or cannot be written. Nothing has been touched
+            if the request was impossible.
     """
     if every is not None and not (every > 0 and save_state is not None):
         raise UserError(f"--every {every:g}: needs --save-state FILE and a time above 0 seconds")
@@ -160,9 +176,10 @@ def generate(
             f"one pipe or loudspeaker plays one stream, not {streams}; write files, or use --num 1"
         )
     keeping = None if save_state is None else Keeping(Path(save_state), every or math.inf)
+    _check_targets(paths, request, keeping)
     generator = Generator(checkpoint, settings.engine or "auto", settings.dtype or "auto")
     rate = generator.sample_rate
-    for prompt_file in request.prompts:
+    for prompt_file in dict.fromkeys(request.prompts):
         for problem in prompt_file.problems:
             say(f"warning: {problem}")
     say(f"{checkpoint.source}: engine {generator.engine.name}, {generator.engine.dtype}, {rate} Hz")
@@ -171,14 +188,36 @@ def generate(
         written = write_files(generator, request, paths, before, keeping)
     else:
         assert callable(out)
-        with out(rate) as sink:
-            written = _pour(generator, request, [sink], before, keeping)
+        with _Bar(rate, request) as bar:
+            playback = generator.stream(request, heard_so_far=bar.heard)
+            written, fact = Written(playback.events), facts_of(generator, request, 0, before)
+            with out(rate, _tags(fact)) as sink:
+                _pour(playback, [sink], before, keeping, written, bar, may_wait=True)
     speed = written.num_samples / max(written.seconds, 1e-9)
     say(
         f"{streams} x {written.num_samples / rate:.2f} s in {written.seconds:.1f} s: "
         f"{speed * streams:,.0f} samples/s, {speed / rate:.2f}x real time per stream"
     )
     return paths
+
+
+def _check_targets(paths: list[Path], request: Request, keeping: Keeping | None) -> None:
+    """Raises UserError if something would be lost that nobody can mean to lose."""
+    for prompt in request.prompts:
+        for path in paths:
+            if prompt.file and path.exists() and path.samefile(prompt.file):
+                raise UserError(f"{path}: is the prompt itself; choose another --out")
+    if keeping is None:
+        return
+    if keeping.file in [file for path in paths for file in (path, path.with_suffix(".json"))]:
+        raise UserError(f"{keeping.file}: is where audio goes; choose another file for --save-state")
+    if keeping.file.exists():
+        try:
+            Snapshot.load(keeping.file)
+        except UserError:
+            raise UserError(
+                f"{keeping.file}: exists and is no state; choose another file for --save-state"
+            ) from None
 
 
 def write_files(
@@ -205,7 +244,6 @@ def write_files(
         KeyboardInterrupt: after Ctrl-C, when the block that was begun is written; SIGTERM: SystemExit.
     """
     facts = [facts_of(generator, request, index, include_prompt) for index in range(len(request.streams))]
-    written = Written()
 
     def describe(num_samples: int | None) -> None:
         for path, fact in zip(paths, facts, strict=True):
@@ -213,20 +251,34 @@ def write_files(
             total = None if num_samples is None else fact["prompt_samples"] + num_samples
             _write(path.with_suffix(".json"), {**fact, "num_samples": total, "traps": traps})
 
-    with ExitStack() as stack:
-        sinks = []
-        for path, fact in zip(paths, facts, strict=True):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{path.parent}: cannot make this folder: {error.strerror}") from error
-            num_samples = request.num_samples and request.num_samples + fact["prompt_samples"]
-            tags = {"software": f"samplernn {__version__}", "comment": json.dumps(fact)}
-            sinks.append(stack.enter_context(FileSink(path, generator.sample_rate, num_samples, tags)))
-        describe(request.num_samples)  # for a process that is killed
+    for folder in dict.fromkeys(path.parent for path in paths):
         try:
-            _pour(generator, request, sinks, include_prompt, keeping, written)
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot make this folder: {error.strerror}") from error
+        if not os.access(folder, os.W_OK):  # better now than after the prompts
+            raise UserError(f"{folder}: cannot be written to; check its permissions, or choose another --out")
+    with _Bar(generator.sample_rate, request) as bar, ExitStack() as stack:
+        playback = generator.stream(request, heard_so_far=bar.heard)
+        written = Written(playback.events)
+        made: list[Path] = []
+        try:
+            sinks = []
+            for path, fact in zip(paths, facts, strict=True):
+                expected = request.num_samples and request.num_samples + fact["prompt_samples"]
+                is_new = not path.exists()
+                sinks.append(
+                    stack.enter_context(FileSink(path, generator.sample_rate, expected, _tags(fact)))
+                )
+                made += [path, path.with_suffix(".json")] if is_new else []
+            describe(request.num_samples)  # for a process that is killed
+            _pour(playback, sinks, include_prompt, keeping, written, bar)
         except BaseException as error:
+            if written.num_samples == 0 and not any(sink.num_samples for sink in sinks):
+                stack.close()
+                for path in made:  # they would hold nothing, and be in the way of the next try
+                    path.unlink(missing_ok=True)
+                raise
             with contextlib.suppress(UserError):
                 describe(written.num_samples)
             if isinstance(error, KeyboardInterrupt):
@@ -234,6 +286,10 @@ def write_files(
             raise
     describe(written.num_samples)
     return written
+
+
+def _tags(fact: dict[str, Any]) -> dict[str, str]:
+    return {"software": f"samplernn {__version__}", "comment": json.dumps(fact)}
 
 
 def _write(sidecar: Path, facts: dict[str, Any]) -> None:
@@ -249,74 +305,114 @@ def _write(sidecar: Path, facts: dict[str, Any]) -> None:
 
 
 def _pour(
-    generator: Generator,
-    request: Request,
+    playback: Playback,
     sinks: Sequence[Sink],
     include_prompt: bool,
     keeping: Keeping | None,
-    written: Written | None = None,
-) -> Written:
-    """Play a request into sinks, one per stream; `written` is kept up to date."""
-    written = written or Written()
-    rate = generator.sample_rate
-    with _Bar(rate, request) as bar, _stop_between_blocks() as stopped_by:
-        started = time.perf_counter()
-        playback = generator.stream(request, heard_so_far=bar.heard)
-        written.events = playback.events
-        if include_prompt:
-            for index, sink in enumerate(sinks):
-                prompt = request.prompt_of(index)
-                for block in prompt.blocks() if prompt else ():
-                    sink.write(block)
-        kept, shown = 0, 0
-        for block in playback:
-            for sink, samples in zip(sinks, block, strict=True):
-                sink.write(samples)
-            written.num_samples += block.shape[1]
-            written.seconds = time.perf_counter() - started
-            bar.wrote(written.num_samples)
-            for event in playback.events[shown:]:
-                say(event.describe())
-            shown = len(playback.events)
-            if keeping and written.num_samples - kept >= keeping.every * rate:
-                playback.snapshot().save(keeping.file)
-                kept = written.num_samples
-            if stopped_by():
-                break
+    written: Written,
+    bar: _Bar,
+    may_wait: bool = False,
+) -> None:
+    """Play into sinks, one per stream; `written` is kept up to date.
+
+    Args:
+        playback: the audio.
+        sinks: one per stream.
+        include_prompt: the prompt first.
+        keeping: snapshots.
+        written: what has come of it.
+        bar: shows it.
+        may_wait: a sink may take its time (a pipe whose reader sleeps): Ctrl-C does not wait for it.
+    """
+    if keeping:
+        playback.snapshot().save(
+            keeping.file
+        )  # whether it can be written is better known now than in the end
+    if include_prompt:
+        for index, sink in enumerate(sinks):
+            prompt = playback.request.prompt_of(index)
+            for block in prompt.blocks() if prompt else ():
+                sink.write(block)
+    stop, kept, shown, is_whole = _Stop(), 0, 0, True
+    started = time.perf_counter()
+    try:
+        with stop:
+            for block in playback:
+                is_whole = False
+                with stop.at_once() if may_wait else contextlib.nullcontext():
+                    for sink, samples in zip(sinks, block, strict=True):
+                        sink.write(samples)
+                is_whole = True
+                written.num_samples += block.shape[1]
+                written.seconds = time.perf_counter() - started
+                bar.wrote(written.num_samples)
+                for event in playback.events[shown:]:
+                    say(event.describe())
+                shown = len(playback.events)
+                if keeping and written.num_samples - kept >= keeping.every * playback.generator.sample_rate:
+                    _keep(playback, keeping.file)
+                    kept = written.num_samples
+                if stop.number:
+                    break
+    except BaseException:
+        if keeping:
+            with contextlib.suppress(UserError):
+                playback.snapshot(with_last_block=is_whole).save(keeping.file)
+        raise
     if keeping:
         playback.snapshot().save(keeping.file)
-    if stopped_by() == signal.SIGINT:
+    if stop.number == signal.SIGINT:
         raise KeyboardInterrupt
-    if signal_number := stopped_by():
-        sys.exit(128 + signal_number)
-    return written
+    if stop.number:
+        sys.exit(128 + stop.number)
 
 
-@contextlib.contextmanager
-def _stop_between_blocks() -> Iterator[Callable[[], int]]:
-    """Let Ctrl-C and SIGTERM wait for the end of a block; a second one does not wait.
+def _keep(playback: Playback, file: Path) -> None:
+    """Save a snapshot on the way; that it fails is no reason to stop."""
+    try:
+        playback.snapshot().save(file)
+    except UserError as error:
+        say(f"warning: {error}; going on without it")
 
-    Yields:
-        A function that gives the signal's number, or 0.
+
+class _Stop:
+    """While it is entered, Ctrl-C and SIGTERM wait for the end of a block; a second one does not wait.
+
+    Attributes:
+        number: of the signal that came, or 0.
     """
-    received: list[int] = []
-    before: dict[int, Any] = {}
 
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
+    def __init__(self) -> None:
+        self.number = 0
+        self._at_once = False
+        self._before: dict[int, Any] = {}
 
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            if callable(signal.getsignal(number)):  # neither ignored nor the system's own
-                before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: signals are somebody else's
-        pass
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, handler in before.items():
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, signals do not wait either."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def __enter__(self) -> _Stop:
+        try:
+            for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+                if callable(signal.getsignal(number)):  # neither ignored nor the system's own
+                    self._before[number] = signal.signal(number, self._note)
+        except ValueError:  # not the main thread: signals are somebody else's
+            pass
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number or self._at_once:
+            self._before[number](number, frame)
+        self.number = number
 
 
 def say(message: str) -> None:
@@ -337,11 +433,12 @@ class _Bar:
             transient=True,
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._progress.add_task("starting", total=request.num_samples)
+        self._task = self._progress.add_task("starting", total=None)
+        self._is_playing = False
 
     def __enter__(self) -> _Bar:
         self._progress.start()
-        self._started: float | None = None
+        self._started = time.perf_counter()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -355,15 +452,18 @@ class _Bar:
     def wrote(self, done: int) -> None:
         """`done` samples per stream are written."""
         now = time.perf_counter()
-        self._started = self._started or now
-        if now == self._started:
+        if (
+            not self._is_playing
+        ):  # a bar of its own, for the one of the prompts may know an end and this one not
+            self._is_playing, self._started = True, now
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task("", total=self._request.num_samples)
             return
         per_stream = done / (now - self._started)
         together = per_stream * len(self._request.streams)
         self._progress.update(
             self._task,
             completed=done,
-            total=self._request.num_samples,
             description=f"{done / self._rate:.1f} s, {together:,.0f} samples/s, "
             f"{per_stream / self._rate:.2f}x real time",
         )

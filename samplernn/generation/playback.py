@@ -7,11 +7,11 @@ neighbours, nor from the length of the blocks, nor from where the playback was i
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from samplernn.config import UserError
 from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import PREFILL_CHUNK, Engine, EngineState
-from samplernn.generation.envelopes import Envelope, envelopes
 from samplernn.generation.guards import HOP_SECONDS, Guard, Kind, Trap, expected_of
 from samplernn.generation.prompts import Prompt, in_pieces
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.request import Request
+from samplernn.generation.sampling import Draws
 from samplernn.generation.snapshots import Snapshot, StreamState
+from samplernn.generation.timeline import Mark, Moment, Timeline
 from samplernn.model.checkpoint import Checkpoint
 
 BLOCK_SECONDS = 0.1
@@ -32,7 +33,6 @@ BLOCK_SECONDS = 0.1
 LOOKAHEAD_SECONDS = 4.0
 """How far ahead of what it gives out a playback with ``on_trap="rewind"`` is, at least."""
 
-OnTrap = Literal["off", "warn", "cool", "rewind"]
 FACTORS: dict[Kind, float] = {"noise": 0.8, "silence": 1.25, "loop": 1.25}
 """What the temperature is multiplied by after a trap. Measured (docs/generation.md, 'Traps'): cooling ends
 noise more often than waiting does; silence and loops it never ended, warmth often."""
@@ -42,75 +42,11 @@ _ATTEMPTS = 6
 """How often a stream is rewound from one trap before it is let go on."""
 _BACK_SECONDS = 0.5
 """How far before a trap's beginning a stream is rewound at first; every second attempt doubles it."""
+_MOST_EVENTS = 10_000
+"""So many are kept of a night that is all traps."""
 
 HeardSoFar = Callable[[int, int], None]
 """Is told while prompts are heard: samples so far, samples in all."""
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What to play.
-
-    Args:
-        num_samples: per stream, without the prompt; None: without end.
-        streams: stream numbers; stream i of a seed is always the same.
-        seed: of all random numbers.
-        temperature: divides the logits; one envelope for all streams, or one for each.
-        top_k: keep only the k most probable codes (0: all).
-        top_p: keep the most probable codes up to this mass (1: all).
-        prompts: what the streams hear first: one for all, or one for each; none: silence.
-        origin: where to go on instead of beginning anew. The time of envelopes goes on, too.
-        rows: which stream of `origin` each stream goes on from; empty: one after the other.
-        on_trap: what to do when a stream is silent, noisy or in a loop (see `guards`): ``off`` does not even
-            look; ``warn`` notes it in `Playback.events`; ``cool`` lowers the temperature for a while too, or
-            raises it after silence or a loop (`FACTORS`); ``rewind`` goes back before it and on with fresh
-            random numbers, every second time at that other temperature, so that it is never heard.
-
-    Raises:
-        UserError: a value out of range.
-    """
-
-    num_samples: int | None
-    streams: tuple[int, ...] = (0,)
-    seed: int = 0
-    temperature: tuple[Envelope, ...] = (Envelope(((0.0, 1.0),)),)
-    top_k: int = 0
-    top_p: float = 1.0
-    prompts: tuple[Prompt, ...] = ()
-    origin: Snapshot | None = None
-    rows: tuple[int, ...] = ()
-    on_trap: OnTrap = "warn"
-
-    def __post_init__(self) -> None:
-        if self.num_samples is not None and self.num_samples < 1:
-            raise UserError(f"duration is too short: {self.num_samples} samples")
-        num = len(self.streams)
-        if not num:
-            raise UserError("num must be at least 1")
-        Randomness(self.seed, self.streams)  # raises on a seed out of range
-        Sampling(1.0, self.top_k, self.top_p)
-        for what, count in (("temperature", len(self.temperature)), ("prompt", len(self.prompts))):
-            if count > 1 and count != num:
-                raise UserError(f"{count} of --{what} for {num} streams: give one for all, or one for each")
-        if self.on_trap not in get_args(OnTrap):
-            raise UserError(f"on_trap must be one of {', '.join(get_args(OnTrap))}, got {self.on_trap!r}")
-        if self.prompts and self.origin:
-            raise UserError("--prompt and --from-state exclude each other: a state has its past already")
-        if self.origin and not all(0 <= row < len(self.origin.streams) for row in self.rows):
-            raise UserError(f"the state holds {len(self.origin.streams)} streams, so there is no such row")
-
-    def temperature_of(self, index: int) -> Envelope:
-        """Of the stream at a place in `streams`."""
-        return self.temperature[index if len(self.temperature) > 1 else 0]
-
-    def prompt_of(self, index: int) -> Prompt | None:
-        """Of the stream at a place in `streams`."""
-        return self.prompts[index if len(self.prompts) > 1 else 0] if self.prompts else None
-
-    def row_of(self, index: int) -> int:
-        """Of `origin`, for the stream at a place in `streams`."""
-        assert self.origin
-        return self.rows[index] if self.rows else index % len(self.origin.streams)
 
 
 class Generator:
@@ -137,6 +73,8 @@ class Generator:
         """What its training audio is like, for guards."""
         self._to_code = checkpoint.quantizer.int16_to_code(checkpoint.gain).numpy()
         self._weights = ""
+        self.lock = Lock()
+        """Held while the engine is in use."""
 
     @property
     def weights(self) -> str:
@@ -158,7 +96,8 @@ class Generator:
 
         Args:
             request: what to play.
-            block_seconds: length of the blocks, about; it changes nothing in the samples.
+            block_seconds: length of the blocks, about; the last may be shorter. It changes nothing in the
+                samples.
             heard_so_far: see there.
 
         Returns:
@@ -171,16 +110,24 @@ class Generator:
 
     def hear(self, prompt: Prompt, heard_so_far: Callable[[int], None] = lambda heard: None) -> EngineState:
         """One stream that has heard a prompt, with silence before it to fill whole frames."""
-        lookback, engine = self.engine.lookback, self.engine
-        engine.start(1)
+        lookback, state = self.engine.lookback, self.silence()
         missing = -prompt.num_samples % lookback
         size = max(1, PREFILL_CHUNK // lookback) * lookback
         heard = 0
         for number, piece in enumerate(in_pieces(prompt.blocks(), size - missing, size)):
-            engine.prefill(self._codes(np.pad(piece, (0 if number else missing, 0))))
+            with self.lock:
+                self.engine.import_state(state)
+                self.engine.prefill(self._codes(np.pad(piece, (0 if number else missing, 0))))
+                state = self.engine.export_state()
             heard += len(piece)
             heard_so_far(heard)
-        return engine.export_state()
+        return state
+
+    def silence(self) -> EngineState:
+        """One stream that has heard nothing."""
+        with self.lock:
+            self.engine.start(1)
+            return self.engine.export_state()
 
     def _codes(self, samples: NDArray[np.int16]) -> torch.Tensor:
         """int64 ``[T]``."""
@@ -212,25 +159,6 @@ class Event:
         return f"{where}: {self.kind} for {length:.1f} s ({self.detail}), {self.action}"
 
 
-@dataclass(frozen=True)
-class Mark:
-    """One stream at a moment between two frames: all that decides how it goes on."""
-
-    engine: EngineState
-    """Of this stream alone."""
-    unjudged: NDArray[np.int64]
-    """Codes since the last hop began."""
-    guard: Guard | None
-    factor: float = 1.0
-    """What its temperature is multiplied by."""
-    factor_until: int = 0
-    """How long, in samples since the stream's start."""
-    attempts: int = 0
-    """How often it has been rewound from the trap that it fell into last."""
-    trapped_at: int = 0
-    """When that was recognised, in samples since the stream's start."""
-
-
 class Playback(Iterator[NDArray[np.int16]]):
     """Audio as it comes: an iterator over int16 ``[B, n]``. Made by `Generator.stream`.
 
@@ -245,110 +173,104 @@ class Playback(Iterator[NDArray[np.int16]]):
         self.events: list[Event] = []
         self._block = generator.in_frames(block_seconds)
         self._hop = generator.in_frames(HOP_SECONDS)
-        self._lookahead = -(-round(LOOKAHEAD_SECONDS * generator.sample_rate) // self._hop) * self._hop
-        # Times are samples since the start of the streams. `_codes` begin at `_begin` and end at `_time`,
-        # where `_state` is; those before `_given` have been given out.
-        self._time = self._begin = self._given = 0
-        self._codes = np.zeros((len(request.streams), 0), np.int64)
-        marks = self._resumed(request.origin) if request.origin else self._begun(heard_so_far)
-        self._state = EngineState.joined([mark.engine for mark in marks])
-        self._marks = [(self._time, marks)]
+        self._lookahead = self._in_hops(LOOKAHEAD_SECONDS)
+        origin = request.origin
+        start = self._resumed(origin) if origin else self._begun(heard_so_far)
+        self._timeline = Timeline(
+            generator.engine,
+            generator.lock,
+            generator.sample_rate,
+            generator.to_audio,
+            self._hop,
+            request.draws,
+            self._earlier(origin) if origin else (),
+            start,
+        )
+        # Times are samples since the streams' start; those before `_given` have been given out.
+        self._given = self._given_before = start.time + (origin.skip if origin else 0)
         self._end = None if request.num_samples is None else self._given + request.num_samples
-        if self._time > 0 and self._time % self._hop == 0 and len(marks[0].unjudged):
-            self._end_hop()
 
     def __next__(self) -> NDArray[np.int16]:
-        if self._end is not None and self._given >= self._end:
+        stop = self._given + self._block
+        if self._end is not None:
+            stop = min(stop, self._end)
+        if stop == self._given:
             raise StopIteration
-        while self._certain() <= self._given:
-            self._advance()
-        stop = self._certain() if self._end is None else min(self._certain(), self._end)
-        codes = self._codes[:, self._given - self._begin : stop - self._begin]
-        self._given = stop
-        self._forget()
+        while self._certain() < stop:
+            self._advance(stop - self._timeline.time)
+        begin = self._timeline.begin
+        codes = self._timeline.codes[:, self._given - begin : stop - begin]
+        self._given_before, self._given = self._given, stop
+        self._timeline.forget(self._given_before)
         return self.generator.to_audio[codes]
 
-    def snapshot(self) -> Snapshot:
-        """Where the streams stand after the last block that was given out."""
-        time, marks = self._marks[0]
-        if time > self._given:  # less than a frame after it went on from one
-            assert self.request.origin
-            return replace(
-                self.request.origin, skip=self.request.origin.skip + self._given - self._resumed_at
-            )
+    def snapshot(self, with_last_block: bool = True) -> Snapshot:
+        """Where the streams stand after the last block that was given out, or before it.
+
+        Args:
+            with_last_block: False: as if it had not been given out, for it could not be used.
+        """
+        now = self._given if with_last_block else self._given_before
+        moment = [moment for moment in self._timeline.moments if moment.time <= now][-1]
         return Snapshot(
             weights=self.generator.weights,
+            engine=self.generator.engine.name,
+            dtype=self.generator.engine.dtype,
+            on_trap=self.request.on_trap,
             sample_rate=self.generator.sample_rate,
-            time=time,
-            skip=self._given - time,
-            streams=tuple(_exported(mark) for mark in marks),
-            settings={
-                "engine": self.generator.engine.name,
-                "dtype": self.generator.engine.dtype,
-                "seed": self.request.seed,
-                "streams": list(self.request.streams),
-                "temperature": [str(envelope) for envelope in self.request.temperature],
-                "top_k": self.request.top_k,
-                "top_p": self.request.top_p,
-                "on_trap": self.request.on_trap,
-            },
+            time=moment.time,
+            skip=now - moment.time,
+            streams=tuple(_exported(mark) for mark in moment.marks),
+            draws=self.request.draws,
+            earlier=tuple(entry for entry in self._timeline.earlier if entry[0] > moment.time),
         )
 
-    def _begun(self, heard_so_far: HeardSoFar) -> list[Mark]:
-        """The streams after their prompts, or after silence."""
-        engine, request = self.generator.engine, self.request
-        ends = np.cumsum([prompt.num_samples for prompt in request.prompts])
-        states = []
-        for prompt, end in zip(request.prompts, ends, strict=True):
-            before, total = int(end) - prompt.num_samples, int(ends[-1])
-            states.append(self.generator.hear(prompt, partial(_later, heard_so_far, before, total)))
-        if not states:
-            engine.start(1)
-            states = [engine.export_state()]
-        none = np.zeros(0, np.int64)
-        return [
-            Mark(states[index if len(states) > 1 else 0], none, self._new_guard(0))
-            for index in range(len(request.streams))
-        ]
+    # -- beginning ------------------------------------------------------------------------------------
 
-    def _resumed(self, origin: Snapshot) -> list[Mark]:
-        """The streams where `origin` left them, or at the next beginning of a frame: the samples until there
-        are drawn as they would have been."""
-        generator, request = self.generator, self.request
+    def _begun(self, heard_so_far: HeardSoFar) -> Moment:
+        """The streams after their prompts, or after silence."""
+        prompts = [self.request.prompt_of(index) for index in range(len(self.request.streams))]
+        states: dict[Prompt | None, EngineState] = {}
+        total = sum(prompt.num_samples for prompt in set(prompts) if prompt)
+        before = 0
+        for prompt in prompts:
+            if prompt in states:
+                continue
+            if prompt is None:
+                states[prompt] = self.generator.silence()
+                continue
+            states[prompt] = self.generator.hear(prompt, partial(_later, heard_so_far, before, total))
+            before += prompt.num_samples
+        return Moment(0, [Mark(states[prompt], self._new_guard(0)) for prompt in prompts])
+
+    def _resumed(self, origin: Snapshot) -> Moment:
+        """The streams where `origin` has them."""
+        generator = self.generator
         if origin.weights != generator.weights:
             raise UserError(
                 f"the state belongs to another model: its weights are {origin.weights[:12]}…, "
                 f"those of {generator.checkpoint.source} {generator.weights[:12]}…"
             )
-        rows = [request.row_of(index) for index in range(len(request.streams))]
         marks = []
-        for row in rows:
+        for row in self._rows():
             stream = origin.streams[row]
-            guard = self._new_guard(origin.time - len(stream.unjudged))
+            guard = self._new_guard(origin.time)
             if guard and stream.guard:
                 guard.import_state(stream.guard)
-            marks.append(Mark(stream.engine, stream.unjudged, guard, **stream.reaction))
-        self._time = self._begin = origin.time
-        self._given = self._resumed_at = origin.time + origin.skip
-        if not origin.skip:
-            return marks
-        settings = origin.settings
-        before = Request(
-            None,
-            tuple(settings["streams"]),
-            settings["seed"],
-            envelopes(settings["temperature"]),
-            settings["top_k"],
-            settings["top_p"],
-        )
-        state = EngineState.joined([mark.engine for mark in marks])
-        frames = -(-origin.skip // generator.engine.lookback)
-        codes, state = self._draw(before, rows, marks, state, frames * generator.engine.lookback)
-        self._append(codes)
-        return [
-            replace(mark, engine=state.rows([index]), unjudged=np.concatenate([mark.unjudged, codes[index]]))
-            for index, mark in enumerate(marks)
-        ]
+                if self.request.on_trap != origin.on_trap:
+                    guard.forget()  # what it has reported would otherwise not be acted on
+            marks.append(Mark(stream.engine, guard, **stream.reaction))
+        return Moment(origin.time, marks)
+
+    def _earlier(self, origin: Snapshot) -> tuple[tuple[int, Draws], ...]:
+        """What has been given out comes again as it was drawn, up to the end of its last frame."""
+        rows = self._rows()
+        frame = self.generator.engine.lookback
+        until = origin.time + -(-origin.skip // frame) * frame
+        return (*((end, draws.rows(rows)) for end, draws in origin.earlier), (until, origin.draws.rows(rows)))
+
+    def _rows(self) -> list[int]:
+        return [self.request.row_of(index) for index in range(len(self.request.streams))]
 
     def _new_guard(self, start: int) -> Guard | None:
         generator = self.generator
@@ -359,179 +281,130 @@ class Playback(Iterator[NDArray[np.int16]]):
         guard.position = start
         return guard
 
-    # -- generating -----------------------------------------------------------------------------------
+    # -- going on -------------------------------------------------------------------------------------
 
     def _certain(self) -> int:
         """Up to where the codes will not be taken back."""
         if self.request.on_trap != "rewind":
-            return self._time
-        return self._time // self._hop * self._hop - self._lookahead
+            return self._timeline.time
+        return self._timeline.moments[-1].time - self._lookahead
 
-    def _advance(self) -> None:
-        """One block more, or what is left of the hop."""
-        length = min(self._block, self._hop - self._time % self._hop)
-        everyone, marks = list(range(len(self.request.streams))), self._marks[-1][1]
-        codes, self._state = self._draw(self.request, everyone, marks, self._state, length)
-        self._append(codes)
-        if self._time % self._hop == 0:
-            self._end_hop()
-
-    def _draw(
-        self,
-        request: Request,
-        indices: list[int],
-        marks: list[Mark],
-        state: EngineState,
-        length: int,
-        time: int | None = None,
-    ) -> tuple[NDArray[np.int64], EngineState]:
-        """Codes ``[B, length]`` of some streams of a request, within one hop, and their state afterwards.
-
-        Args:
-            request: how they are drawn.
-            indices: of the streams in `request`, ``[B]``.
-            marks: since when they have been in this hop, ``[B]``.
-            state: of them.
-            length: samples per stream.
-            time: of `state`; None: now.
-        """
-        time = self._time if time is None else time
-        rate, engine = self.generator.sample_rate, self.generator.engine
-        samples = np.arange(time, time + length)
-        if len(request.temperature) == 1:
-            curves = [request.temperature[0].at(samples, rate)] * len(indices)
-        else:
-            curves = [request.temperature[index].at(samples, rate) for index in indices]
-        factors = [mark.factor if time < mark.factor_until else 1.0 for mark in marks]
-        temperature = np.stack(curves) * np.array(factors, np.float32)[:, None]
-        randomness = Randomness(request.seed, tuple(request.streams[index] for index in indices))
-        engine.import_state(state)
-        codes = engine.advance(length, randomness, Sampling(temperature, request.top_k, request.top_p))
-        return codes.numpy(), engine.export_state()
-
-    def _append(self, codes: NDArray[np.int64]) -> None:
-        self._codes = np.concatenate([self._codes, codes], axis=1)
-        self._time += codes.shape[1]
-
-    def _forget(self) -> None:
-        """Drop what is behind everything that could still be asked for."""
-        while len(self._marks) > 1 and self._marks[1][0] <= self._given:
-            self._marks.pop(0)
-        needed = min(self._given, self._marks[-1][0])
-        self._codes = self._codes[:, needed - self._begin :]
-        self._begin = needed
-
-    # -- traps ----------------------------------------------------------------------------------------
-
-    def _end_hop(self) -> None:
-        """Mark where the streams are, and look whether they are in a trap."""
-        begin, marks = self._marks[-1]
-        judged = [
-            self._judge(mark, self._state.rows([index]), self._codes[index, begin - self._begin :])
-            for index, mark in enumerate(marks)
-        ]
-        self._marks.append((self._time, [mark for mark, _ in judged]))
-        traps = [(index, trap) for index, (_, trap) in enumerate(judged) if trap]
+    def _advance(self, wanted: int) -> None:
+        """Go on by about so many samples; see to the traps at the end of a hop."""
+        frame = self.generator.engine.lookback
+        traps = self._timeline.advance(max(1, -(-wanted // frame)) * frame)
         for index, trap in traps:
             if self.request.on_trap == "rewind":
                 self._rewind(index, trap)
+            elif self.request.on_trap == "cool":
+                self._cool(index, trap)
             else:
-                self._note(index, trap)
+                self._record(index, trap, "warned")
         if traps:
-            self._state = EngineState.joined([mark.engine for mark in self._marks[-1][1]])
+            self._timeline.take_up()
 
-    def _judge(self, mark: Mark, engine: EngineState, codes: NDArray[np.int64]) -> tuple[Mark, Trap | None]:
-        """A stream at the end of a hop: what its guard says to the codes since `mark`."""
-        none = codes[:0]
-        if not mark.guard:
-            return replace(mark, engine=engine, unjudged=none), None
-        guard = mark.guard.copy()
-        trap = guard.hear(self.generator.to_audio[np.concatenate([mark.unjudged, codes])])
-        return replace(mark, engine=engine, unjudged=none, guard=guard), trap
+    def _in_hops(self, seconds: float) -> int:
+        """At least so many seconds as samples, in whole hops."""
+        return -(-round(seconds * self.generator.sample_rate) // self._hop) * self._hop
 
-    def _note(self, index: int, trap: Trap) -> None:
-        """Remember a trap; change the stream's temperature if that is wanted."""
-        if self.request.on_trap == "warn":
-            self._record(index, trap, "warned")
-            return
-        mark = self._marks[-1][1][index]
-        guard = self._new_guard(self._time)  # so that a trap that does not end is seen again
-        self._marks[-1][1][index] = self._tempered(replace(mark, guard=guard), self._time, trap.kind)
-        self._record(index, trap, f"temperature x {FACTORS[trap.kind]} for {FACTOR_SECONDS:g} s")
+    # -- traps ----------------------------------------------------------------------------------------
 
-    def _tempered(self, mark: Mark, time: int, kind: Kind) -> Mark:
-        """The same stream at another temperature for a while, in whole hops."""
-        hops = -(-round(FACTOR_SECONDS * self.generator.sample_rate) // self._hop)
-        return replace(mark, factor=FACTORS[kind], factor_until=time + hops * self._hop)
+    def _cool(self, index: int, trap: Trap) -> None:
+        """Change a stream's temperature for a while."""
+        now = self._timeline.moments[-1]
+        mark = self._tempered(now.marks[index], now.time, trap.kind)
+        if mark.guard:
+            guard = mark.guard.copy()
+            guard.forget()  # so that a trap that does not end is seen again
+            mark = replace(mark, guard=guard)
+        now.marks[index] = mark
+        self._record(index, trap, _tempering(trap.kind))
 
     def _rewind(self, index: int, trap: Trap | None) -> None:
-        """Take a stream back to before its trap, on with random numbers that were not used yet, up to now.
+        """Take a stream back to before its trap, then up to now with random numbers that were not used yet.
 
-        The audio since then has not been given out. After `_ATTEMPTS` in vain it is let go on.
+        The audio since then has not been given out. On its way it may fall into a trap again. It is never
+        taken back behind where it was let go on, so this comes to an end.
         """
-        at = len(self._marks) - 1
+        moments = self._timeline.moments
+        at = len(moments) - 1
         while trap:
-            time, mark = self._marks[at][0], self._marks[at][1][index]
-            is_the_same = mark.attempts > 0 and time - mark.trapped_at <= self._lookahead
-            attempts = mark.attempts + 1 if is_the_same else 1
-            if attempts > _ATTEMPTS:
-                self._marks[at][1][index] = replace(mark, attempts=0)
-                self._record(index, trap, f"let go on after {_ATTEMPTS} attempts to rewind")
-            else:
-                back = round(_BACK_SECONDS * 2 ** ((attempts - 1) // 2) * self.generator.sample_rate)
-                at = max(0, bisect_right(self._marks, trap.begin - back, key=lambda entry: entry[0]) - 1)
-                target = self._marks[at][0]
-                before = self._marks[at][1][index]
-                before = replace(
-                    before,
-                    engine=before.engine._replace(position=mark.engine.position),
-                    attempts=attempts,
-                    trapped_at=time,
-                )
-                action = f"rewound {(time - target) / self.generator.sample_rate:.1f} s"
-                if attempts % 2 == 0:
-                    before = self._tempered(before, target, trap.kind)
-                    action += f", temperature x {FACTORS[trap.kind]} for {FACTOR_SECONDS:g} s"
-                self._marks[at][1][index] = before
-                self._record(index, trap, action)
+            at = self._step_back(index, trap, at)
             trap = None
-            while at + 1 < len(self._marks) and not trap:
-                trap = self._redo(index, at)
+            while at + 1 < len(moments) and not trap:
+                trap = self._timeline.redo(index, at)
                 at += 1
 
-    def _redo(self, index: int, at: int) -> Trap | None:
-        """Generate one stream anew from one mark to the next."""
-        time, end = self._marks[at][0], self._marks[at + 1][0]
-        mark = self._marks[at][1][index]
-        codes, engine = self._draw(self.request, [index], [mark], mark.engine, end - time, time)
-        self._codes[index, time - self._begin : end - self._begin] = codes[0]
-        self._marks[at + 1][1][index], trap = self._judge(mark, engine, codes[0])
-        return trap
+    def _step_back(self, index: int, trap: Trap, at: int) -> int:
+        """Change the mark that a trapped stream goes on from.
+
+        Args:
+            index: of the stream.
+            trap: it.
+            at: index of the moment at which the trap was recognised.
+
+        Returns:
+            Index of the moment to go on from: an earlier one, or `at` after too many attempts.
+        """
+        moments, rate = self._timeline.moments, self.generator.sample_rate
+        now, mark = moments[at].time, moments[at].marks[index]
+        is_the_same = mark.attempts > 0 and now - mark.trapped_at <= self._lookahead
+        attempts = mark.attempts + 1 if is_the_same else 1
+        back = round(_BACK_SECONDS * 2 ** ((attempts - 1) // 2) * rate)
+        times = [moment.time for moment in moments[:at]]
+        # What may have been given out by now, whatever the length of blocks; and what surely has been.
+        given = max(moments[-1].time - self._hop - self._lookahead, self._given)
+        target = latest(times, trap.begin - back, max(given, mark.not_before))
+        if attempts > _ATTEMPTS or target is None:
+            moments[at].marks[index] = replace(mark, attempts=0, not_before=now)
+            self._record(index, trap, f"let go on after {attempts - 1} attempts to rewind")
+            return at
+        fresh = moments[target].marks[index]
+        fresh = replace(
+            fresh,
+            engine=fresh.engine._replace(position=mark.engine.position),
+            attempts=attempts,
+            trapped_at=now,
+            not_before=mark.not_before,
+        )
+        action = f"rewound {(now - times[target]) / rate:.1f} s"
+        if attempts % 2 == 0:
+            fresh = self._tempered(fresh, times[target], trap.kind)
+            action += f", {_tempering(trap.kind)}"
+        moments[target].marks[index] = fresh
+        self._record(index, trap, action)
+        return target
+
+    def _tempered(self, mark: Mark, time: int, kind: Kind) -> Mark:
+        """The same stream at another temperature for a while."""
+        return replace(mark, factor=FACTORS[kind], factor_until=time + self._in_hops(FACTOR_SECONDS))
 
     def _record(self, index: int, trap: Trap, action: str) -> None:
-        rate = self.generator.sample_rate
-        self.events.append(
-            Event(
-                self.request.streams[index],
-                trap.kind,
-                trap.detail,
-                trap.begin / rate,
-                trap.seen / rate,
-                action,
-            )
-        )
+        """Note a trap, unless it is behind the end of what is asked for."""
+        if len(self.events) >= _MOST_EVENTS or (self._end is not None and trap.begin >= self._end):
+            return
+        rate, stream = self.generator.sample_rate, self.request.streams[index]
+        begin, seen = trap.begin / rate, trap.seen / rate
+        self.events.append(Event(stream, trap.kind, trap.detail, begin, seen, action))
+
+
+def latest(times: list[int], wanted: int, earliest: int) -> int | None:
+    """Index of the last of rising times up to `wanted`, or else the first; of those from `earliest` on."""
+    allowed = [index for index, time in enumerate(times) if time >= earliest]
+    return max((index for index in allowed if times[index] <= wanted), default=min(allowed, default=None))
+
+
+def _tempering(kind: Kind) -> str:
+    return f"temperature x {FACTORS[kind]} for {FACTOR_SECONDS:g} s"
 
 
 def _later(heard_so_far: HeardSoFar, before: int, total: int, heard: int) -> None:
     heard_so_far(before + heard, total)
 
 
+_REACTION = [field.name for field in fields(Mark) if field.name not in ("engine", "guard")]
+
+
 def _exported(mark: Mark) -> StreamState:
     guard = mark.guard.export_state() if mark.guard else {}
-    reaction = {
-        "factor": mark.factor,
-        "factor_until": mark.factor_until,
-        "attempts": mark.attempts,
-        "trapped_at": mark.trapped_at,
-    }
-    return StreamState(mark.engine, mark.unjudged, guard, reaction)
+    return StreamState(mark.engine, guard, {name: getattr(mark, name) for name in _REACTION})

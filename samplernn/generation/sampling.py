@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.config import UserError
+from samplernn.generation.envelopes import Envelope, envelopes
+
+LEAST = 1e-30
+"""Temperatures below this are as good as this, or logits would overflow; 0 is greedy."""
 
 _MASK = np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -127,7 +132,7 @@ class Sampling:
             Codes, int64 ``[B, 1]``.
         """
         is_greedy = temperature == 0
-        cumulative = self._probabilities(logits / temperature.where(~is_greedy, 1.0)).cumsum(-1)
+        cumulative = self._probabilities(logits / temperature.clamp(min=LEAST)).cumsum(-1)
         total = cumulative[:, -1:]
         # The first code whose cumulative weight exceeds the target: never one of weight zero, for
         # the target is kept below the total even if the product rounds up.
@@ -147,3 +152,84 @@ class Sampling:
             kept = descending.where(before < self.top_p * descending.sum(-1, keepdim=True), 0.0)
             probabilities = torch.zeros_like(probabilities).scatter(-1, order, kept)
         return probabilities
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the codes of B streams are drawn, at any time: plain values, and what an engine needs of them.
+
+    Args:
+        seed: of all random numbers.
+        streams: stream numbers, ``[B]``; stream i of a seed is always the same.
+        temperature: one envelope for all streams, or one for each.
+        top_k: keep only the k most probable codes (0: all).
+        top_p: keep the most probable codes up to this mass (1: all).
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    seed: int
+    streams: tuple[int, ...]
+    temperature: tuple[Envelope, ...]
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        num = len(self.streams)
+        if not num:
+            raise UserError("num must be at least 1")
+        if len(self.temperature) not in (1, num):
+            raise UserError(
+                f"{len(self.temperature)} of --temperature for {num} streams: one for all, or one for each"
+            )
+        Randomness(self.seed, self.streams)  # raises on a seed out of range
+        Sampling(1.0, self.top_k, self.top_p)
+
+    def temperature_of(self, index: int) -> Envelope:
+        """Of the stream at a place in `streams`."""
+        return self.temperature[index if len(self.temperature) > 1 else 0]
+
+    def rows(self, which: Sequence[int]) -> Draws:
+        """Of the streams at some places in `streams`."""
+        return Draws(
+            self.seed,
+            tuple(self.streams[index] for index in which),
+            tuple(self.temperature_of(index) for index in which),
+            self.top_k,
+            self.top_p,
+        )
+
+    def randomness(self) -> Randomness:
+        """The random numbers."""
+        return Randomness(self.seed, self.streams)
+
+    def sampling(self, start: int, length: int, sample_rate: int, factors: NDArray[np.float32]) -> Sampling:
+        """How a piece of the streams is drawn.
+
+        Args:
+            start: samples since the streams' start.
+            length: of the piece, in samples.
+            sample_rate: Hz.
+            factors: what each stream's temperature is multiplied by, ``[B]``.
+        """
+        samples = np.arange(start, start + length)
+        curves = np.stack([envelope.at(samples, sample_rate) for envelope in self.temperature])
+        return Sampling(curves * factors[:, None], self.top_k, self.top_p)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return {
+            "seed": self.seed,
+            "streams": list(self.streams),
+            "temperature": [str(envelope) for envelope in self.temperature],
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Draws:
+        """Inverse of `to_dict`."""
+        return cls(
+            **{**values, "streams": tuple(values["streams"]), "temperature": envelopes(values["temperature"])}
+        )

@@ -18,8 +18,9 @@ from samplernn.audio.io import Decoder
 from samplernn.audio.sinks import FORMATS, read_tags
 from samplernn.config import UserError
 from samplernn.generation.envelopes import envelopes
-from samplernn.generation.playback import Generator, OnTrap, Request
+from samplernn.generation.playback import Generator
 from samplernn.generation.prompts import Given, open_prompts
+from samplernn.generation.request import OnTrap, Request
 from samplernn.generation.snapshots import Snapshot
 from samplernn.model.checkpoint import Checkpoint
 
@@ -73,7 +74,9 @@ DEFAULTS = Settings(
 
 
 def settled(checkpoint: Checkpoint, said: Settings, like: str | Path | None = None) -> Settings:
-    """Settings of which only those of the streams (`num`, `stream`, `row`) may be None; a state is read.
+    """Settings, filled in as far as they can be before prompts are read; a state is read.
+
+    `num`, `stream` and `row` may be None, and the temperature where it is that of a state.
 
     Args:
         checkpoint: the model.
@@ -99,19 +102,22 @@ def settled(checkpoint: Checkpoint, said: Settings, like: str | Path | None = No
         snapshot = state if isinstance(state, Snapshot) else Snapshot.load(state)
         if said.state_sha256 not in (None, snapshot.sha256):
             raise UserError(f"{snapshot.source}: has changed since {like} was made; it cannot be made again")
-        then = snapshot.settings
+        draws = snapshot.draws
         said = replace(said, from_state=snapshot).over(
             Settings(
-                seed=then["seed"],
-                temperature=then["temperature"],
-                top_k=then["top_k"],
-                top_p=then["top_p"],
-                on_trap=then["on_trap"],
-                engine=then["engine"],
-                dtype=then["dtype"],
+                seed=draws.seed,
+                top_k=draws.top_k,
+                top_p=draws.top_p,
+                on_trap=snapshot.on_trap,  # type: ignore[arg-type]  # checked by Request
+                engine=snapshot.engine,
+                dtype=snapshot.dtype,
             )
         )
-    return said.over(DEFAULTS)
+    if said.include_prompt and said.prompt is None:
+        raise UserError("--include-prompt: there is no prompt; name one with --prompt FILE")
+    settings = said.over(DEFAULTS)
+    of_state = said.temperature is None and said.from_state is not None
+    return replace(settings, temperature=None) if of_state else settings
 
 
 def request_of(settings: Settings, sample_rate: int) -> Request:
@@ -125,21 +131,20 @@ def request_of(settings: Settings, sample_rate: int) -> Request:
         UserError: a value out of range, or a prompt that cannot be read.
     """
     assert settings.duration is not None
-    assert settings.temperature is not None
     if not settings.duration > 0:
         raise UserError(f"duration must be above 0 seconds, got {settings.duration}")
     if settings.num is not None and settings.num < 1:
         raise UserError(f"num must be at least 1, got {settings.num}")
     prompts = open_prompts(settings.prompt, sample_rate)
     if settings.prompt_sha256 not in (None, *(prompt.sha256 for prompt in prompts)):
-        raise UserError(
-            f"{settings.prompt}: has changed since; what it was the prompt of cannot be made again"
-        )
-    temperature = envelopes(settings.temperature)
+        raise UserError(f"{settings.prompt}: has changed since; it cannot be continued as it was")
+    temperature = () if settings.temperature is None else envelopes(settings.temperature)
     origin = settings.from_state
     assert origin is None or isinstance(origin, Snapshot)
-    streams = _streams(settings, origin, max(1, len(prompts), len(temperature)))
+    streams, rows = _streams(settings, origin, max(1, len(prompts), len(temperature)))
     num = len(streams)
+    if origin and not temperature:
+        temperature = origin.draws.rows(rows).temperature
     return Request(
         num_samples=None if math.isinf(settings.duration) else round(settings.duration * sample_rate),
         streams=streams,
@@ -149,20 +154,32 @@ def request_of(settings: Settings, sample_rate: int) -> Request:
         top_p=1.0 if settings.top_p is None else settings.top_p,
         prompts=_dealt(prompts, num),
         origin=origin,
-        rows=() if settings.row is None else (settings.row,) * num,
+        rows=rows,
         on_trap=settings.on_trap or "warn",
     )
 
 
-def _streams(settings: Settings, origin: Snapshot | None, otherwise: int) -> tuple[int, ...]:
-    """Stream numbers: those of a state keep theirs, and further ones get the next."""
-    if settings.num is None and settings.stream is not None:
-        return (settings.stream,)
-    if origin is None:
-        return tuple(range(settings.num or otherwise))
-    known: list[int] = origin.settings["streams"]
-    num = settings.num or len(known)
-    return tuple([*known, *range(max(known) + 1, max(known) + 1 + num)][:num])
+def _streams(
+    settings: Settings, origin: Snapshot | None, otherwise: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers of the streams, and which streams of the state they go on from.
+
+    Those of a state keep their numbers, and further ones get the next; `otherwise` is how many there are if
+    nobody says.
+    """
+    known = origin.draws.streams if origin else ()
+    if settings.num is None and otherwise == 1 and settings.stream is not None:
+        streams: tuple[int, ...] = (settings.stream,)
+    else:
+        num, further = settings.num or max(otherwise, len(known)), max(known, default=-1) + 1
+        streams = (*known, *range(further, further + num))[:num]
+    if not known:
+        return streams, ()
+    if settings.row is not None:
+        return streams, (settings.row,) * len(streams)
+    return streams, tuple(
+        known.index(stream) if stream in known else index % len(known) for index, stream in enumerate(streams)
+    )
 
 
 def _dealt(each: tuple[Any, ...], num: int) -> tuple[Any, ...]:
@@ -171,7 +188,7 @@ def _dealt(each: tuple[Any, ...], num: int) -> tuple[Any, ...]:
 
 
 def facts_of(generator: Generator, request: Request, index: int, include_prompt: bool) -> dict[str, Any]:
-    """What a sidecar says of the stream at a place in `request.streams`, as plain values."""
+    """What a sidecar says of the stream at a place in `request.streams`, as plain values; files as named."""
     prompt, origin = request.prompt_of(index), request.origin
     return {
         "samplernn": __version__,
@@ -182,7 +199,7 @@ def facts_of(generator: Generator, request: Request, index: int, include_prompt:
         "sample_rate": generator.sample_rate,
         "seed": request.seed,
         "stream": request.streams[index],
-        "temperature": _plain(str(request.temperature_of(index))),
+        "temperature": _plain(str(request.draws.temperature_of(index))),
         "top_k": request.top_k,
         "top_p": request.top_p,
         "on_trap": request.on_trap,
@@ -214,6 +231,8 @@ def of_sidecar(file: str | Path) -> Settings:
             facts["num_samples"] = sum(map(len, decoder))
         else:
             facts = json.loads(file.read_text("utf-8"))
+            if facts["num_samples"] is None:  # its process was killed
+                facts["num_samples"] = _length_beside(file, facts["sample_rate"])
         prompt, state = facts["prompt"], facts["from_state"]
         settings = Settings(
             duration=_duration(facts["num_samples"], facts["prompt_samples"], facts["sample_rate"]),
@@ -225,13 +244,13 @@ def of_sidecar(file: str | Path) -> Settings:
             on_trap=facts["on_trap"],
             engine=facts["engine"],
             dtype=facts["dtype"],
-            prompt=prompt and prompt["file"],
+            prompt=prompt and _beside(prompt["file"], file),
             prompt_sha256=prompt and prompt["sha256"],
             include_prompt=facts["prompt_samples"] > 0,
-            from_state=state and state["file"],
+            from_state=state and _beside(state["file"], file),
             state_sha256=state and state["sha256"],
             row=state and state["row"],
-            checkpoint=facts["checkpoint"],
+            checkpoint=_beside(facts["checkpoint"], file),
             weights=facts["weights"],
         )
     except UserError:
@@ -244,6 +263,21 @@ def of_sidecar(file: str | Path) -> Settings:
         if given and not given["file"]:
             raise UserError(f"{file}: its {what} was in no file, so give it again, or use Python")
     return settings
+
+
+def _length_beside(sidecar: Path, sample_rate: int) -> int | None:
+    """Samples in the audio file beside a sidecar."""
+    for suffix in FORMATS:
+        if (audio := sidecar.with_suffix(suffix)).is_file():
+            return sum(map(len, Decoder(audio, sample_rate)))
+    return None
+
+
+def _beside(named: str | None, file: Path) -> str | None:
+    """A file by its name, or where it lies from `file`'s folder, if it is there and not here."""
+    if named is None or Path(named).exists() or not (file.parent / named).exists():
+        return named
+    return str(file.parent / named)
 
 
 def _duration(num_samples: int | None, prompt_samples: int, sample_rate: int) -> float:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from samplernn.config import UserError
 from samplernn.generation.engines.base import EngineState
+from samplernn.generation.sampling import Draws
 from samplernn.model.network import State
 
 FORMAT = 1
@@ -35,12 +36,10 @@ class StreamState:
 
     engine: EngineState
     """Of this stream alone, ``B = 1``."""
-    unjudged: NDArray[np.int64]
-    """Codes before the state that its guard has not heard yet, ``[n]``."""
     guard: dict[str, NDArray[Any]]
     """What its `guards.Guard` remembers; empty: it has none."""
     reaction: dict[str, Any] = field(default_factory=dict)
-    """What is being done about its last trap, as plain values."""
+    """What is being done about its traps, as plain values."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,19 @@ class Snapshot:
 
     weights: str
     """SHA-256 of the model's weights."""
+    engine: str
+    dtype: str
+    on_trap: str
     sample_rate: int
     time: int
     """Samples that each stream had given out at the states."""
     skip: int
     """Samples that it has given out since then."""
     streams: tuple[StreamState, ...]
-    settings: dict[str, Any]
-    """How the streams were made: `seed`, `streams`, `temperature`, …, as plain values."""
+    draws: Draws
+    """How codes are drawn."""
+    earlier: tuple[tuple[int, Draws], ...] = ()
+    """How they were drawn between `time` and now, in order, each up to a time, if it was otherwise."""
     source: Path | None = None
     """The file that it was read from."""
     sha256: str = ""
@@ -82,13 +86,19 @@ class Snapshot:
             "sample_rate": self.sample_rate,
             "time": self.time,
             "skip": self.skip,
+            "engine": self.engine,
+            "dtype": self.dtype,
+            "on_trap": self.on_trap,
+            "draws": self.draws.to_dict(),
+            "earlier": [[until, draws.to_dict()] for until, draws in self.earlier],
             "reactions": [stream.reaction for stream in self.streams],
-            "settings": self.settings,
         }
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
+        draft = file.with_name(f".{file.name}.new")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, draft, metadata={_ENTRY: json.dumps(about)})
+            with draft.open("rb") as written:
+                os.fsync(written.fileno())
             draft.replace(file)
         except (OSError, safetensors.SafetensorError) as error:
             with contextlib.suppress(OSError):
@@ -118,20 +128,25 @@ class Snapshot:
                     _stream(tensors, f"{number}.", reaction)
                     for number, reaction in enumerate(about["reactions"])
                 ),
-                settings=about["settings"],
+                engine=about["engine"],
+                dtype=about["dtype"],
+                on_trap=about["on_trap"],
+                draws=Draws.from_dict(about["draws"]),
+                earlier=tuple((until, Draws.from_dict(draws)) for until, draws in about["earlier"]),
                 source=Path(file),
                 sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest(),
             )
+        except UserError:
+            raise
         except FileNotFoundError:
             raise UserError(f"{file}: no such file; --save-state writes one") from None
-        except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{file}: damaged, or not a state that --save-state has written") from error
 
 
 def _tensors(stream: StreamState) -> dict[str, Tensor]:
     network = stream.engine.network
     tensors = {"history": network.history, "position": stream.engine.position}
-    tensors["unjudged"] = torch.from_numpy(stream.unjudged)
     tensors |= {f"rnn.{tier}": value for tier, value in enumerate(network.rnn)}
     tensors |= {f"guard.{name}": torch.from_numpy(np.array(value)) for name, value in stream.guard.items()}
     return {name: value.clone().contiguous() for name, value in tensors.items()}
@@ -144,4 +159,4 @@ def _stream(tensors: dict[str, Tensor], prefix: str, reaction: dict[str, Any]) -
     guard = {
         name.removeprefix("guard."): value.numpy() for name, value in own.items() if name.startswith("guard.")
     }
-    return StreamState(EngineState(network, own["position"]), own["unjudged"].numpy(), guard, reaction)
+    return StreamState(EngineState(network, own["position"]), guard, reaction)

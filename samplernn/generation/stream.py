@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from samplernn.generation.playback import BLOCK_SECONDS, Generator, OnTrap, Playback
+from samplernn.generation.playback import BLOCK_SECONDS, Generator, Playback
 from samplernn.generation.prompts import Given
+from samplernn.generation.request import OnTrap
 from samplernn.generation.settings import Settings, request_of, settled
 from samplernn.generation.snapshots import Snapshot
 from samplernn.model.checkpoint import Checkpoint
@@ -46,7 +47,7 @@ def stream(
         from_state: a `Playback.snapshot`, or the file that one was saved to. With the same seed the streams
             go on as if they had never been interrupted; with another seed or more streams they branch off.
         on_trap: what to do about silence, noise and loops: off, warn, cool or rewind (warn); see
-            `playback.Request`.
+            `request.Request`.
         engine: name of an engine (auto).
         dtype: of its arithmetic (auto).
         like: the JSON file beside an audio file that was generated, or that audio file: the same again.

@@ -16,9 +16,9 @@ def test_straight_lines_between_points_and_constant_outside() -> None:
     assert at.tolist() == [1.0, 1.0, 0.75, 0.5, 0.5, 1.25, 2.0, 2.0]
 
 
-@pytest.mark.parametrize("number", ["0.95", 0.95, "0:0.95"])
+@pytest.mark.parametrize("number", ["0.95", 0.95, "0:0.95", np.float64(0.95)])
 def test_a_number_is_an_envelope(number: str | float) -> None:
-    envelope = Envelope.parse(number)
+    (envelope,) = envelopes(number)
     assert (envelope.at(np.array([0, 10**9]), 16_000) == np.float32(0.95)).all()
     assert str(envelope) == "0.95"
 
@@ -36,6 +36,11 @@ def test_nonsense_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(UserError, match="temperature") as caught:
         Envelope.parse(text)
     assert "\n" not in str(caught.value)
+
+
+def test_none_is_refused() -> None:
+    with pytest.raises(UserError, match="at least one"):
+        envelopes([])
 
 
 def test_one_or_several() -> None:

@@ -288,6 +288,109 @@ def test_traps_are_in_the_sidecar(
     assert f"at {traps[0]['seconds']:.1f} s: {traps[0]['kind']}" in capsys.readouterr().err
 
 
+def test_a_killed_take_without_end_is_made_again_as_far_as_it_got(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    made = generate(checkpoint, tmp_path / "made.wav", duration=0.5)[0]
+    facts = json.loads(made.with_suffix(".json").read_text())
+    made.with_suffix(".json").write_text(json.dumps({**facts, "num_samples": None}))
+    again = generate(checkpoint, tmp_path / "again.wav", like=made.with_suffix(".json"))[0]
+    assert np.array_equal(_wave(again), _wave(made))
+
+
+def test_names_are_also_looked_for_beside_the_sidecar(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "studio").mkdir()
+    monkeypatch.chdir(tmp_path / "studio")
+    _noise(Path("noise.wav"))
+    made = generate(checkpoint, "made.wav", duration=0.2, prompt="noise.wav")[0]
+    whole = _wave(made)
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(_wave(generate(checkpoint, "again.wav", like=Path("studio") / made)[0]), whole)
+
+
+def test_of_a_state_each_stream_keeps_its_temperature_and_its_row(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    state, options = tmp_path / "x.state", {"temperature": [0.7, 1.0, 1.3], "seed": 2}
+    takes = generate(checkpoint, tmp_path / "takes", duration=0.5, save_state=state, **options)  # type: ignore[arg-type]
+    whole = generate(checkpoint, tmp_path / "whole", duration=0.8, **options)  # type: ignore[arg-type]
+    fewer = generate(checkpoint, tmp_path / "fewer", duration=0.3, num=2, from_state=state)
+    more = generate(checkpoint, tmp_path / "more", duration=0.3, num=5, from_state=state)
+    for index in range(2):
+        assert np.array_equal(_wave(fewer[index]), _wave(whole[index])[2000:])
+        assert np.array_equal(_wave(more[index]), _wave(whole[index])[2000:])
+    fork = json.loads(more[4].with_suffix(".json").read_text())
+    assert (fork["stream"], fork["from_state"]["row"], fork["temperature"]) == (4, 1, 1.0)
+    on = generate(checkpoint, tmp_path / "on.wav", like=takes[1], from_state=state, duration=0.3)[0]
+    assert np.array_equal(_wave(on), _wave(whole[1])[2000:])
+    greedy = generate(
+        checkpoint, tmp_path / "greedy.wav", num=1, from_state=state, temperature=0, duration=0.3
+    )[0]
+    assert json.loads(greedy.with_suffix(".json").read_text())["temperature"] == 0
+
+
+# -- nothing is lost ------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_fails_has_touched_nothing(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    mine = _noise(tmp_path / "mine.wav")
+    before = mine.read_bytes()
+    state = tmp_path / "x.state"
+    generate(checkpoint, tmp_path / "take.wav", duration=0.1, save_state=state)
+    other = replace(
+        checkpoint, weights={**checkpoint.weights, "sample_level_mlp.output.bias": torch.zeros(64)}
+    )
+    with pytest.raises(UserError, match="is the prompt itself"):
+        generate(checkpoint, mine, prompt=mine, overwrite=True)
+    with pytest.raises(UserError, match="belongs to another model"):
+        generate(other, mine, from_state=state, overwrite=True)
+    with pytest.raises(UserError, match="belongs to another model"):
+        generate(other, tmp_path / "new.wav", from_state=state)
+    with pytest.raises(UserError, match=r"mine.wav: exists and is no state"):
+        generate(checkpoint, tmp_path / "new.wav", save_state=mine)
+    for clash in ("new.wav", "new.json"):
+        with pytest.raises(UserError, match="is where audio goes"):
+            generate(checkpoint, tmp_path / "new.wav", save_state=tmp_path / clash)
+    with pytest.raises(UserError, match="cannot write the state"):
+        generate(checkpoint, tmp_path / "new.wav", save_state=mine / "x.state")
+    with pytest.raises(UserError, match="there is no prompt"):
+        generate(checkpoint, tmp_path / "new.wav", include_prompt=True)
+    with pytest.raises(UserError, match="cannot be written"):
+        generate(checkpoint, tmp_path / ("x" * 300 + ".wav"))
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        generate(checkpoint, state)
+    assert mine.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mine.wav",
+        "take.json",
+        "take.wav",
+        "x.state",
+    ]
+
+
+def test_a_state_that_cannot_be_renewed_does_not_end_the_take(
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save, calls = Snapshot.save, []
+
+    def sometimes(snapshot: Snapshot, file: Path) -> None:
+        calls.append(file)
+        if len(calls) == 3:
+            raise UserError("the disk is away")
+        save(snapshot, file)
+
+    monkeypatch.setattr(Snapshot, "save", sometimes)
+    generate(checkpoint, tmp_path / "x.wav", duration=1.0, save_state=tmp_path / "x.state", every=0.2)
+    assert len(calls) == 1 + 5 + 1  # in the beginning, on the way, in the end
+    assert "warning: the disk is away; going on without it" in capsys.readouterr().err
+    assert len(_wave(tmp_path / "x.wav")) == 4000
+
+
 # -- real processes -----------------------------------------------------------------------------------------
 
 
@@ -328,7 +431,7 @@ def test_twenty_kills_leave_files_that_play(
             assert (facts["seed"], facts["num_samples"]) == (0, None)
             state = Snapshot.load(path.with_suffix(".state"))
             assert state.time + state.skip >= 2000
-        assert not list(tmp_path.glob(".*.new"))
+        assert not list(tmp_path.glob(".*.json.new"))
 
 
 def test_after_ctrl_c_file_and_state_agree(trained_run: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -345,6 +448,38 @@ def test_after_ctrl_c_file_and_state_agree(trained_run: Path, checkpoint: Checkp
     second = np.concatenate(list(stream(checkpoint, duration=1.0, from_state=state)), axis=1)[0]
     whole = np.concatenate(list(stream(checkpoint, duration=len(first) / 4000 + 1)), axis=1)[0]
     assert np.array_equal(np.concatenate([first, second]), whole)
+
+
+def test_a_closed_pipe_leaves_a_state_that_goes_on_from_what_was_sent(
+    trained_run: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    state = tmp_path / "x.state"
+    command = _command(
+        trained_run, "--duration", "inf", "--out", "-", "--format", "raw", "--save-state", state
+    )
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert writer.stdout
+    sent = np.frombuffer(writer.stdout.read(30_000), "<i2")
+    writer.stdout.close()
+    assert writer.wait(timeout=30) == 141
+    snapshot = Snapshot.load(state)
+    now = snapshot.time + snapshot.skip
+    assert now >= len(sent)
+    rest = np.concatenate(list(stream(checkpoint, duration=0.5, from_state=state)), axis=1)[0]
+    whole = np.concatenate(list(stream(checkpoint, duration=now / 4000 + 0.5)), axis=1)[0]
+    assert np.array_equal(rest, whole[now:])
+
+
+def test_ctrl_c_does_not_wait_for_a_reader_that_sleeps(trained_run: Path, tmp_path: Path) -> None:
+    state = tmp_path / "x.state"
+    command = _command(trained_run, "--duration", "inf", "--out", "-", "--save-state", state)
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout
+    writer.stdout.read(1000)
+    time.sleep(1.0)  # the pipe is full now
+    writer.send_signal(signal.SIGINT)
+    assert writer.wait(timeout=10) == 130
+    assert Snapshot.load(state).time > 0
 
 
 def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,9 +18,10 @@ import samplernn
 from samplernn.config import UserError
 from samplernn.generation.engines.base import EngineState
 from samplernn.generation.envelopes import envelopes
-from samplernn.generation.guards import Guard
-from samplernn.generation.playback import FACTORS, Generator, OnTrap, Playback, Request
+from samplernn.generation.guards import Guard, Trap
+from samplernn.generation.playback import FACTORS, Generator, Playback, latest
 from samplernn.generation.prompts import Prompt
+from samplernn.generation.request import OnTrap, Request
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.generation.snapshots import Snapshot
 from samplernn.model.checkpoint import Checkpoint
@@ -251,12 +253,147 @@ def test_where_all_is_a_trap_it_still_comes_to_an_end(checkpoint: Checkpoint) ->
     assert sum(action.startswith("rewound") for action in actions) <= 12
 
 
+@pytest.mark.parametrize("blocks", [0.02, 0.25, 2.0])
+def test_where_all_is_a_trap_blocks_and_cuts_change_nothing_either(
+    checkpoint: Checkpoint, blocks: float
+) -> None:
+    generator = Generator(checkpoint)
+    generator.expected = replace(generator.expected, level=60.0)
+    whole, _ = _play(generator, on_trap="rewind")
+    assert np.array_equal(_play(generator, blocks, on_trap="rewind")[0], whole)
+    first, playback = _play(generator, blocks, on_trap="rewind", num_samples=17_333)
+    second, _ = _play(generator, on_trap="rewind", num_samples=NUM - 17_333, origin=playback.snapshot())
+    assert np.array_equal(np.concatenate([first, second], axis=1), whole)
+
+
+class _Script:
+    """A guard that reports traps by the time alone."""
+
+    def __init__(self, traps: dict[int, Trap]) -> None:
+        self.traps, self.position = traps, 0
+
+    def copy(self) -> _Script:
+        other = _Script(self.traps)
+        other.position = self.position
+        return other
+
+    def hear(self, samples: np.ndarray) -> Trap | None:
+        self.position += len(samples)
+        return self.traps.get(self.position // HOP)
+
+    def export_state(self) -> dict[str, np.ndarray]:
+        return {"position": np.array([self.position])}
+
+
+def test_traps_that_come_again_whatever_is_done_do_not_keep_a_stream_for_ever(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise, and soon after it silence: going back from the second leads into the first again."""
+    traps = {
+        **{hop: Trap("noise", (hop - 6) * HOP, hop * HOP, "") for hop in range(16, 21)},
+        **{hop: Trap("silence", (hop - 9) * HOP, hop * HOP, "") for hop in range(29, 40)},
+    }
+    monkeypatch.setattr(Playback, "_new_guard", lambda self, start: _Script(traps))
+    audio, playback = _play(generator, on_trap="rewind", num_samples=15 * RATE)
+    assert audio.shape == (3, 15 * RATE)
+    assert len(playback.events) <= 3 * 7 * len(traps)  # six attempts each, and let go
+
+
+@pytest.mark.parametrize("before", ["off", "warn", "cool", "rewind"])
+@pytest.mark.parametrize("cut", [HOP - 1, HOP, HOP + 1, 8 * HOP - 4])
+def test_a_state_may_be_taken_up_with_rewinding(generator: Generator, before: str, cut: int) -> None:
+    _, playback = _play(generator, on_trap=before, num_samples=cut)
+    audio, after = _play(generator, on_trap="rewind", origin=playback.snapshot())
+    assert audio.shape == (3, NUM)
+    assert after.events
+
+
+@pytest.mark.parametrize("on_trap", ["cool", "rewind"])
+def test_what_was_only_warned_of_before_is_acted_on(checkpoint: Checkpoint, on_trap: str) -> None:
+    """A stream that got stuck overnight, taken up by somebody who wants it out of there."""
+    generator = Generator(checkpoint)
+    generator.expected = replace(generator.expected, level=60.0)
+    _, playback = _play(generator, on_trap="warn", num_samples=4 * RATE)
+    assert len(playback.events) == 3
+    _, after = _play(generator, on_trap=on_trap, num_samples=4 * RATE, origin=playback.snapshot())
+    assert {event.stream for event in after.events} == {0, 1, 2}
+
+
+def test_a_step_back_is_to_before_the_trap_but_not_too_far() -> None:
+    times = [100, 200, 300, 400]
+    assert latest(times, 250, 0) == 1
+    assert latest(times, 200, 0) == 1
+    assert latest(times, 50, 0) == 0
+    assert latest(times, 50, 150) == 1
+    assert latest(times, 999, 350) == 3
+    assert latest(times, 50, 401) is None
+
+
+def test_a_block_that_was_lost_comes_again(generator: Generator, on_trap: str) -> None:
+    playback = generator.stream(Request(None, (0, 1, 2), 1, CURVES, on_trap=on_trap))  # type: ignore[arg-type]
+    for _ in range(13):
+        lost = next(playback)
+    again, _ = _play(generator, num_samples=lost.shape[1], origin=playback.snapshot(False), on_trap=on_trap)
+    assert np.array_equal(again, lost)
+    expected = next(playback)
+    after, _ = _play(generator, num_samples=400, origin=generator_state(generator, on_trap), on_trap=on_trap)
+    assert np.array_equal(after, expected[:, :400])
+
+
+def generator_state(generator: Generator, on_trap: str) -> Snapshot:
+    """After thirteen blocks."""
+    playback = generator.stream(Request(None, (0, 1, 2), 1, CURVES, on_trap=on_trap))  # type: ignore[arg-type]
+    for _ in range(13):
+        next(playback)
+    return playback.snapshot()
+
+
+def test_forks_of_forks_within_a_frame_keep_all_that_was_heard(generator: Generator) -> None:
+    """Each takes over at the next beginning of a frame; what was given out before stays their past."""
+    first, playback = _play(generator, num_samples=4003, on_trap="off")
+    second, fork = _play(generator, num_samples=2, seed=2, origin=playback.snapshot(), on_trap="off")
+    third, _ = _play(generator, num_samples=1000, seed=3, origin=fork.snapshot(), on_trap="off")
+    whole, _ = _play(generator, num_samples=4008, on_trap="off")
+    assert np.array_equal(np.concatenate([first, second, third[:, :3]], axis=1), whole)
+    direct, _ = _play(generator, num_samples=1002, seed=3, origin=playback.snapshot(), on_trap="off")
+    assert np.array_equal(third, direct[:, 2:])
+
+
+def test_blocks_are_of_one_length(generator: Generator, on_trap: str) -> None:
+    playback = generator.stream(Request(NUM, (0,), on_trap=on_trap), 0.7)  # type: ignore[arg-type]
+    lengths = [block.shape[1] for block in playback]
+    assert lengths == [2800] * (NUM // 2800) + [NUM % 2800]
+
+
+def test_a_prompt_for_all_is_heard_once(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = Prompt.of_samples(np.zeros(500, np.int16))
+    heard: list[Prompt] = []
+    hear = Generator.hear
+    monkeypatch.setattr(
+        Generator, "hear", lambda self, prompt, *rest: (heard.append(prompt), hear(self, prompt, *rest))[1]
+    )
+    _play(generator, prompts=(prompt, prompt, prompt), num_samples=100)
+    assert heard == [prompt]
+
+
+def test_threads_may_share_a_generator(generator: Generator) -> None:
+    def play(stream: int) -> np.ndarray:
+        return _play(
+            generator, 0.01, num_samples=6000, streams=(stream,), temperature=CURVES[1:2], on_trap="off"
+        )[0]
+
+    apart = [play(stream) for stream in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(play, range(3)))
+    assert all(map(np.array_equal, apart, together))
+
+
 def test_what_is_kept_does_not_grow(generator: Generator) -> None:
     playback = generator.stream(Request(None, (0, 1), on_trap="rewind"))
     sizes = []
     for number, _ in enumerate(playback):
-        sizes.append(len(playback._marks) + playback._codes.shape[1] // HOP)
-        if number == 80:
+        sizes.append(len(playback._timeline.moments) + playback._timeline.codes.shape[1] // HOP)
+        if number == 200:
             break
     assert max(sizes) <= 2 * 20
 
@@ -272,7 +409,7 @@ def snapshot(generator: Generator) -> Snapshot:
 def test_a_saved_snapshot_is_all_there(snapshot: Snapshot, tmp_path: Path) -> None:
     snapshot.save(tmp_path / "new" / "x.state")
     loaded = Snapshot.load(tmp_path / "new" / "x.state")
-    for field in ("weights", "sample_rate", "time", "skip", "settings"):
+    for field in ("weights", "engine", "dtype", "on_trap", "sample_rate", "time", "skip", "draws", "earlier"):
         assert getattr(loaded, field) == getattr(snapshot, field)
     for one, other in zip(loaded.streams, snapshot.streams, strict=True):
         assert _equal(one.engine, other.engine)

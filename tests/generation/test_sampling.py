@@ -101,6 +101,11 @@ def test_temperature_zero_takes_the_most_probable() -> None:
     assert Sampling().draw(logits, torch.full((2, 1), 0.999), torch.zeros(2, 1)).tolist() == [[1], [0]]
 
 
+def test_the_least_temperature_is_greedy_too() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.9]])
+    assert Sampling().draw(logits, torch.full((1, 1), 0.5), torch.full((1, 1), 1e-42)).item() == 1
+
+
 def test_each_draw_may_have_a_temperature_of_its_own() -> None:
     logits = torch.tensor([[0.0, 3.0, 2.9]]).expand(4, -1)
     uniform, temperature = torch.full((4, 1), 0.7), torch.tensor([[0.0], [0.01], [1.0], [100.0]])
