@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from samplernn.audio.corpus import prepare
 from samplernn.cli import main
 from samplernn.config import ModelConfig, UserError
 from samplernn.insight.gradients import (
     TierGradients,
+    _places,
     gradient_norms,
     gradients,
     state_jacobians,
@@ -229,6 +231,29 @@ def test_a_trained_model_on_real_audio(trained_run: Path, clips: Path) -> None:
     (axis, spectra) = found.draw().axes
     assert len(axis.lines) == 2 + 1  # tiers, and where training cuts
     assert len(spectra.get_yticklabels()) == 2 * 4
+
+
+def test_passes_of_fewer_places_find_the_same(
+    trained_run: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load(trained_run)
+    at_once = gradients(checkpoint, clips, duration=0.1, num_places=4)
+    monkeypatch.setattr("samplernn.insight.gradients._MAX_BYTES", 1)
+    one_by_one = gradients(checkpoint, clips, duration=0.1, num_places=4)
+    for first, second in zip(at_once.tiers, one_by_one.tiers, strict=True):
+        np.testing.assert_allclose(first.norms, second.norms, rtol=1e-3)
+
+
+def test_places_are_held_out_and_not_silent(trained_run: Path, clips: Path) -> None:
+    checkpoint = load(trained_run)
+    corpus = prepare(clips, 4000)
+    held_out = {digest for part in ("test", "validation") for _, digest, *_ in checkpoint.split[part]}
+    places = _places(checkpoint, corpus, 800, 10)
+    assert len(places) > 5
+    for file, start in places:
+        assert file.sha256 in held_out
+        assert start + 800 <= file.num_samples
+        assert corpus.read(file, start + 600, start + 800).any()
 
 
 @pytest.mark.parametrize(
