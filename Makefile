@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-faults test-gpu lint format clean
+.PHONY: demo test test-slow test-faults test-gpu test-notebook lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/samplernn demo
@@ -24,6 +24,14 @@ test-faults: $(INSTALLED)
 # Tests that need a CUDA device.
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
+
+# Executes docs/quickstart.ipynb: about two minutes. Jupyter's kernel is installed for this alone.
+test-notebook: $(VENV)/.notebook
+	$(BIN)/python -m pytest tests/test_notebook.py -m notebook
+
+$(VENV)/.notebook: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[notebook]"
+	@touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

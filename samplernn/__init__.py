@@ -34,6 +34,8 @@ _PUBLIC = {
     "stream": "samplernn.generation.stream:stream",
     "generate": "samplernn.generation.files:generate",
     "evaluate": "samplernn.insight.evaluate:evaluate",
+    "activations": "samplernn.insight.activations:activations",
+    "gradients": "samplernn.insight.gradients:gradients",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +22,8 @@ from samplernn import __version__
 from samplernn.config import Config, UserError, to_dict
 
 if TYPE_CHECKING:
+    from samplernn.insight.activations import Activations
+    from samplernn.insight.gradients import Gradients
     from samplernn.model.checkpoint import Checkpoint
 
 Verb = Callable[[list[str]], int]
@@ -314,6 +317,83 @@ def info(argv: list[str]) -> int:
     return 0
 
 
+def activations(argv: list[str]) -> int:
+    """Draw the hidden units that follow loudness, onsets, pitch or phase in a recording."""
+    parser = Parser(prog="samplernn activations", description=activations.__doc__)
+    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
+    parser.add_argument("file", help="a recording that the model listens to")
+    parser.add_argument(
+        "--out", help="a .png file, written anew (default: activations.png; with --json: none)"
+    )
+    parser.add_argument("--start", type=float, default=0.0, help="seconds into the recording (default: 0)")
+    parser.add_argument("--duration", type=float, default=8.0, help="seconds to look at (default: 8)")
+    parser.add_argument("--top", type=int, default=8, help="units to draw per tier (default: 8)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    out = _picture(options.out, options.json, "activations.png")
+
+    from samplernn.insight.activations import activations as listen
+    from samplernn.model.checkpoint import load
+
+    found = listen(load(options.checkpoint), options.file, options.start, options.duration, options.top)
+    return _show(found, options.json, out)
+
+
+def gradients(argv: list[str]) -> int:
+    """Draw how far back the gradients of each tier reach."""
+    parser = Parser(prog="samplernn gradients", description=gradients.__doc__)
+    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
+    parser.add_argument("folder", help="of audio; what the model was not trained on is preferred")
+    parser.add_argument("--out", help="a .png file, written anew (default: gradients.png; with --json: none)")
+    parser.add_argument(
+        "--duration", type=float, default=2.0, help="seconds that gradients run back (default: 2)"
+    )
+    parser.add_argument("--places", type=int, default=32, help="stretches of audio (default: 32)")
+    parser.add_argument("--cache-dir", help="for decoded audio (default: the user's cache folder)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    out = _picture(options.out, options.json, "gradients.png")
+
+    from samplernn.insight.gradients import gradients as run_back
+    from samplernn.model.checkpoint import load
+
+    found = run_back(
+        load(options.checkpoint),
+        options.folder,
+        options.duration,
+        options.places,
+        cache_dir=options.cache_dir,
+    )
+    return _show(found, options.json, out)
+
+
+def _picture(given: str | None, is_json: bool, default: str) -> Path | None:
+    """Where a picture goes, if one is wanted."""
+    if given is None:
+        return None if is_json else Path(default)
+    if not given.lower().endswith(".png"):
+        raise UserError(f"--out {given}: pictures are PNG files; give a name that ends in .png")
+    return Path(given)
+
+
+def _show(found: Activations | Gradients, is_json: bool, out: Path | None) -> int:
+    """Print what was found and draw it."""
+    from samplernn import plots
+
+    if out:
+        try:
+            plots.save(found.draw(), out)
+        except OSError as error:
+            raise UserError(f"{out}: the picture cannot be written: {error.strerror or error}") from None
+    if is_json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return 0
+    for line in found.lines():
+        print(line)
+    print(f"picture: {out}")
+    return 0
+
+
 def benchmark(argv: list[str]) -> int:
     """Measure how fast this machine generates or trains, and what it could do."""
     parser = Parser(prog="samplernn benchmark", description=benchmark.__doc__)
@@ -384,6 +464,8 @@ VERBS: dict[str, Verb] = {
     "evaluate": evaluate,
     "export": export,
     "info": info,
+    "activations": activations,
+    "gradients": gradients,
     "benchmark": benchmark,
     "demo": demo,
 }
@@ -400,7 +482,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="samplernn",
         description="Learn raw audio from a folder, and generate it.",
         epilog="verbs:\n"
-        + "\n".join(f"  {name:10}{verb.__doc__}" for name, verb in VERBS.items())
+        + "\n".join(f"  {name:12}{verb.__doc__}" for name, verb in VERBS.items())
         + "\n\nsamplernn VERB --help says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 _MELS = 96
 _FLOOR_DB = -80.0
+_SMALLEST = 1e-8
+_BINS = 900
+"""About as many as a picture has columns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """A quantity over time, for `strips`."""
+
+    title: str
+    seconds: NDArray[np.float64]
+    """``[n]``."""
+    values: NDArray[Any]
+    """``[n]``."""
+    reference: NDArray[np.float64] | None
+    """What it is compared with, in its own scale, ``[n]``, NaN where there is nothing."""
+    turns: int = 1
+    """Values belong to this many series by turns, which are drawn apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decay:
+    """What remains of something over a lag, for `decays`."""
+
+    title: str
+    milliseconds: NDArray[np.float64]
+    """``[n]``, ascending, above 0."""
+    quartiles: NDArray[np.float64]
+    """Lower quartile, median and upper quartile, ``[3, n]``."""
 
 
 def mel_spectrogram(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.float32]:
@@ -87,6 +119,149 @@ def curves(series: Mapping[str, Mapping[int, float]], ylabel: str = "bits per sa
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     return figure
+
+
+def strips(
+    title: str,
+    audio: NDArray[np.int16],
+    sample_rate: int,
+    groups: Mapping[str, Sequence[Strip]],
+    start: float = 0.0,
+) -> Figure:
+    """Quantities under waveform and spectrogram, on one time axis.
+
+    Args:
+        title: of the whole.
+        audio: int16 ``[T]``.
+        sample_rate: Hz.
+        groups: strips below a common heading.
+        start: time of the first sample, in seconds.
+    """
+    rows: list[Strip | str] = []
+    for heading, group in groups.items():
+        rows += [heading, *group]
+    heights = [0.7, 1.3, *(0.22 if isinstance(row, str) else 0.62 for row in rows)]
+    figure = Figure(
+        figsize=(11, 0.7 + 1.08 * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.04, hspace=0.0)
+    )
+    axes = figure.subplots(len(heights), sharex=True, gridspec_kw={"height_ratios": heights})
+    end = start + len(audio) / sample_rate
+    axes[0].set_title(_plain(title), loc="left", fontsize=8)
+    _draw_waveform(axes[0], audio, start, end)
+    axes[1].imshow(
+        mel_spectrogram(audio, sample_rate),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=_FLOOR_DB,
+        vmax=0,
+        extent=(start, end, 0, _MELS),
+    )
+    axes[1].set_yticks(*_mel_ticks(sample_rate))
+    axes[1].set_ylabel("Hz", fontsize=8)
+    for axis, row in zip(axes[2:], rows, strict=True):
+        if isinstance(row, str):
+            axis.axis("off")
+            axis.text(0, 0, row, transform=axis.transAxes, fontsize=9, fontweight="bold", va="bottom")
+        else:
+            _draw_strip(axis, row)
+    for axis in axes:
+        axis.tick_params(labelsize=7, labelbottom=axis is axes[-1] or axis is axes[1])
+    axes[0].set_xlim(start, end)
+    last = axes[-1] if rows and not isinstance(rows[-1], str) else axes[1]
+    last.set_xlabel("seconds", fontsize=8)
+    return figure
+
+
+def _draw_waveform(axis: Any, audio: NDArray[np.int16], start: float, end: float) -> None:
+    edges = np.linspace(0, len(audio), min(_BINS, len(audio)) + 1).astype(int)[:-1]
+    low, high = np.minimum.reduceat(audio, edges), np.maximum.reduceat(audio, edges)
+    seconds = start + edges / len(audio) * (end - start)
+    axis.fill_between(seconds, low / 32768, high / 32768, color="0.3", linewidth=0.4)
+    axis.set_ylabel("amplitude", fontsize=8)
+    limit = 1.05 * max(1e-3, float(np.abs(audio.astype(float)).max()) / 32768)
+    axis.set_ylim(-limit, limit)
+
+
+def _draw_strip(axis: Any, strip: Strip) -> None:
+    """Means over the width of a line, with their range behind; the reference over it."""
+    edges = np.unique(np.linspace(0, len(strip.values), _BINS + 1).astype(int)[:-1])
+    seconds, size = strip.seconds[edges], np.diff(np.append(edges, len(strip.values)))
+    if strip.turns > 1:
+        colours = [f"C{turn}" for turn in range(strip.turns)]
+        for turn, colour in enumerate(colours):
+            values = strip.values[turn :: strip.turns]
+            each = np.unique(np.linspace(0, len(values), _BINS // 2 + 1).astype(int)[:-1])
+            means = np.add.reduceat(values, each) / np.diff(np.append(each, len(values)))
+            axis.plot(strip.seconds[turn :: strip.turns][each], means, color=colour, linewidth=0.8)
+    else:
+        low, high = np.minimum.reduceat(strip.values, edges), np.maximum.reduceat(strip.values, edges)
+        axis.fill_between(seconds, low, high, color="C0", alpha=0.25, linewidth=0)
+        axis.plot(seconds, np.add.reduceat(strip.values, edges) / size, color="C0", linewidth=0.9)
+    if strip.reference is not None:
+        axis.plot(seconds, np.add.reduceat(strip.reference, edges) / size, color="C3", linewidth=0.9)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.35 * (high - low))  # room for the title
+    axis.text(0.004, 0.96, strip.title, transform=axis.transAxes, fontsize=8, va="top")
+    axis.locator_params(axis="y", nbins=3)
+
+
+def decays(
+    curves: Sequence[Decay],
+    ylabel: str,
+    marks: Mapping[str, float],
+    spectra: Mapping[str, NDArray[np.float64]],
+) -> Figure:
+    """What remains over a lag, on logarithmic scales, and singular values beside it.
+
+    Args:
+        curves: drawn as medians, with their quartiles as bands.
+        ylabel: what they are.
+        marks: titles of vertical lines and where they stand, in ms.
+        spectra: singular values of several matrices, drawn as a row of dots each.
+    """
+    figure = Figure(figsize=(11, max(4.2, 1.2 + 0.3 * len(spectra))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    for number, curve in enumerate(curves):
+        low, median, high = curve.quartiles
+        left.plot(curve.milliseconds, median, color=f"C{number}", label=curve.title)
+        left.fill_between(curve.milliseconds, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
+    for title, place in marks.items():
+        left.axvline(place, color="0.4", linestyle="--", linewidth=1)
+        left.text(
+            place,
+            0.02,
+            f" {title}",
+            transform=left.get_xaxis_transform(),
+            rotation=90,
+            fontsize=8,
+            va="bottom",
+        )
+    left.set(xscale="log", yscale="log")
+    top = max((float(np.nanmax(curve.quartiles)) for curve in curves), default=1.0)
+    if np.isfinite(top):
+        left.set_ylim(bottom=max(left.get_ylim()[0], _SMALLEST * top))
+    left.set_xlabel("lag in ms", fontsize=9)
+    left.set_ylabel(ylabel, fontsize=9)
+    left.grid(alpha=0.3)
+    left.legend(frameon=False, fontsize=8, loc="lower left")
+    for row, values in enumerate(spectra.values()):
+        right.plot(values, np.full(len(values), row), "|", color="C0", markersize=9, alpha=0.35)
+        right.plot(values.max(), row, ".", color="C3", markersize=6)
+    right.axvline(1, color="0.4", linestyle="--", linewidth=1)
+    right.set_yticks(range(len(spectra)), list(spectra), fontsize=8)
+    right.invert_yaxis()
+    right.set_xlim(left=0)
+    right.set_xlabel("singular values (red: the largest)", fontsize=9)
+    right.grid(alpha=0.3, axis="x")
+    for axis in (left, right):
+        axis.tick_params(labelsize=8)
+    return figure
+
+
+def _plain(text: str) -> str:
+    """Text in which matplotlib finds no formula."""
+    return text.replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> None:

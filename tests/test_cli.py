@@ -76,6 +76,10 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["generate", "nowhere", "--num", "x"], "--num"),
         (["evaluate", "nowhere", "nowhere"], "nowhere"),
         (["export", "nowhere", "there"], "nowhere"),
+        (["activations", "nowhere", "x.wav"], "nowhere"),
+        (["activations", str(CLIPS), "x.wav", "--out", "x.jpg"], ".png"),
+        (["gradients", "nowhere", str(CLIPS)], "nowhere"),
+        (["gradients", "nowhere", str(CLIPS), "--places", "many"], "--places"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

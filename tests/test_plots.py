@@ -47,3 +47,45 @@ def test_curves_have_a_line_for_each_series_in_the_order_of_steps() -> None:
     assert [line.get_label() for line in lines] == ["one", "two"]
     assert lines[0].get_xydata().tolist() == [[10, 3], [20, 2]]
     assert plots.pixels(figure).min() < 128
+
+
+def _strip(title: str, **changes: object) -> plots.Strip:
+    seconds = np.arange(4000) / 1000
+    options = {"values": np.sin(seconds), "reference": np.cos(seconds), **changes}
+    return plots.Strip(title, seconds, **options)  # type: ignore[arg-type]
+
+
+def test_strips_share_the_time_axis_of_the_audio() -> None:
+    audio = np.tile(_tone(440), 4)
+    groups = {"tier 3": [_strip("one"), _strip("two", reference=None)], "tier 2, $none$": []}
+    figure = plots.strips("a $ and $ b", audio, 16000, groups, start=2.0)
+    waveform, spectrogram, heading, one, two, empty = figure.axes
+    assert waveform.get_xlim() == (2.0, 6.0)
+    assert spectrogram.images[0].get_extent()[:2] == [2.0, 6.0]
+    assert [axis.texts[0].get_text() for axis in (heading, one, two)] == ["tier 3", "one", "two"]
+    assert (len(one.lines), len(two.lines)) == (2, 1)
+    assert not empty.axison
+    assert plots.pixels(figure).std() > 10
+
+
+def test_a_strip_of_turns_draws_each_of_them_apart() -> None:
+    values = np.tile([0.0, 1.0, 2.0, 3.0], 1000)
+    figure = plots.strips(
+        "x", np.tile(_tone(440), 4), 16000, {"": [_strip("t", values=values, reference=None, turns=4)]}
+    )
+    lines = figure.axes[-1].lines
+    assert [set(line.get_ydata()) for line in lines] == [{0.0}, {1.0}, {2.0}, {3.0}]
+
+
+def test_decays_show_medians_marks_and_the_largest_of_each_spectrum() -> None:
+    lags = np.array([1.0, 10.0, 100.0])
+    quartiles = np.array([[0.5, 0.05, 0.0], [1.0, 0.1, 1e-30], [2.0, 0.2, 1e-29]])
+    spectra = {"reset": np.array([3.0, 1.0]), "new": np.array([0.5, 2.0])}
+    figure = plots.decays([plots.Decay("slow", lags, quartiles)], "left", {"cut": 32.0}, spectra)
+    left, right = figure.axes
+    assert left.lines[0].get_ydata().tolist() == [1.0, 0.1, 1e-30]
+    assert list(left.lines[1].get_xdata()) == [32.0, 32.0]
+    assert left.get_ylim()[0] == pytest.approx(2e-8)  # what is smaller still is nothing
+    assert [label.get_text() for label in right.get_yticklabels()] == ["reset", "new"]
+    assert [line.get_xdata()[0] for line in right.lines if line.get_marker() == "."] == [3.0, 2.0]
+    assert plots.pixels(figure).std() > 10
