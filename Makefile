@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-faults test-gpu lint format clean
+.PHONY: demo test test-slow test-faults test-gpu test-browser lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/samplernn demo
@@ -24,6 +24,10 @@ test-faults: $(INSTALLED)
 # Tests that need a CUDA device.
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
+
+# Reports as a browser shows them; needs Chromium or Chrome on the machine (apt-get install chromium).
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pytest -m browser
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

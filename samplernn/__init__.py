@@ -34,6 +34,8 @@ _PUBLIC = {
     "stream": "samplernn.generation.stream:stream",
     "generate": "samplernn.generation.files:generate",
     "evaluate": "samplernn.insight.evaluate:evaluate",
+    "report": "samplernn.insight.report:report",
+    "audition": "samplernn.insight.audition:audition",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -297,19 +297,17 @@ class Playback(Iterator[NDArray[np.int16]]):
     def _begun(self, heard_so_far: HeardSoFar) -> list[Mark]:
         """The streams after their prompts, or after silence."""
         engine, request = self.generator.engine, self.request
-        ends = np.cumsum([prompt.num_samples for prompt in request.prompts])
-        states = []
-        for prompt, end in zip(request.prompts, ends, strict=True):
+        prompts = list(dict.fromkeys(request.prompts))  # what several streams hear is heard once
+        ends = np.cumsum([prompt.num_samples for prompt in prompts])
+        states = {}
+        for prompt, end in zip(prompts, ends, strict=True):
             before, total = int(end) - prompt.num_samples, int(ends[-1])
-            states.append(self.generator.hear(prompt, partial(_later, heard_so_far, before, total)))
-        if not states:
-            engine.start(1)
-            states = [engine.export_state()]
+            states[prompt] = self.generator.hear(prompt, partial(_later, heard_so_far, before, total))
+        engine.start(1)
+        silence = engine.export_state()
+        heard = map(request.prompt_of, range(len(request.streams)))
         none = np.zeros(0, np.int64)
-        return [
-            Mark(states[index if len(states) > 1 else 0], none, self._new_guard(0))
-            for index in range(len(request.streams))
-        ]
+        return [Mark(states[prompt] if prompt else silence, none, self._new_guard(0)) for prompt in heard]
 
     def _resumed(self, origin: Snapshot) -> list[Mark]:
         """The streams where `origin` left them, or at the next beginning of a frame: the samples until there
