@@ -15,6 +15,6 @@ for (const clip of document.querySelectorAll(".clip")) {
   view.addEventListener("click", (event) => {
     const place = view.getBoundingClientRect();
     player.currentTime = (event.clientX - place.left) / place.width * (player.duration || 0);
-    player.play();
+    player.play().catch(() => {}); // another one was started before this one could
   });
 }

@@ -248,7 +248,7 @@ def _sample(file: Path, named: re.Match[str]) -> Sample:
         file,
         step,
         _number(in_name["temperature"]) if temperature is None else temperature,
-        _whole(in_name["seed"] or in_name["stream"]),
+        _whole(in_name["seed"] or in_name["stream"] or facts.get("stream")),
         prompt,
         _finite(facts.get("validation_bits_per_sample")),
         _finite(facts.get("level_db")),

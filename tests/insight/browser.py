@@ -8,12 +8,22 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
 _PATIENCE_SECONDS = 60.0
+_AS_3_AND_4 = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, number in zip(ends, (3, 4)):
+    os.dup2(end, number)
+    os.close(end)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""The protocol wants the pipes as file descriptors 3 and 4."""
 
 
 def find() -> str | None:
@@ -36,8 +46,6 @@ class Browser:
     def __init__(self, program: str, folder: Path) -> None:
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        # The protocol wants them as file descriptors 3 and 4.
-        script = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
         arguments = [
             *("--headless", "--remote-debugging-pipe", "--disable-gpu", "--mute-audio", "--no-first-run"),
             *("--disable-dev-shm-usage", "--autoplay-policy=no-user-gesture-required", "--hide-scrollbars"),
@@ -45,7 +53,7 @@ class Browser:
             f"--user-data-dir={folder}",
         ]
         self._process = subprocess.Popen(
-            ["sh", "-c", script, program, *arguments],
+            [sys.executable, "-c", _AS_3_AND_4, str(to_browser), str(from_browser), program, *arguments],
             pass_fds=(to_browser, from_browser),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
