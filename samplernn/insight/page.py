@@ -12,6 +12,7 @@ import hashlib
 import io
 import re
 import shlex
+import wave
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,7 +20,6 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 from numpy.typing import NDArray
 
 from samplernn import plots
@@ -30,7 +30,6 @@ LIMIT = 19_000_000
 than a megabyte."""
 CLIP_SECONDS = 30.0
 """Of a longer recording only the beginning is put into the page."""
-_PIECE = 4096
 
 
 class Html(str):
@@ -224,12 +223,12 @@ def clip(
         f'<i class="hertz" style="bottom:{100 * height:.1f}%">{label}</i>'
         for height, label in plots.frequency_marks(sound.sample_rate)
     )
-    encoded = base64.b64encode(_flac(audio, sound.sample_rate)).decode()
+    encoded = base64.b64encode(_wav(audio, sound.sample_rate)).decode()
     return Html(
         f'<figure class="clip"><figcaption><b>{html(title)}</b> <span>{more}</span> {join(badges, " ")}'
         f'</figcaption><div class="view"><img alt="mel spectrogram: {_plain(title)}" '
         f'src="data:image/png;base64,{picture}">{hertz}{mark}<i class="head"></i></div>'
-        f'<audio controls preload="metadata" src="data:audio/flac;base64,{encoded}"></audio>{below}</figure>'
+        f'<audio controls preload="metadata" src="data:audio/wav;base64,{encoded}"></audio>{below}</figure>'
     )
 
 
@@ -267,10 +266,13 @@ def picture(png: bytes, title: object) -> Html:
     )
 
 
-def _flac(audio: NDArray[np.int16], sample_rate: int) -> bytes:
-    """Every browser plays FLAC; it is half of a WAV and loses nothing."""
+def _wav(audio: NDArray[np.int16], sample_rate: int) -> bytes:
+    """Every browser plays WAV and can go to any place in it: Chromium's player breaks when it is sent to a
+    place in a short FLAC that has no table of places, as those of libsndfile."""
     stored = io.BytesIO()
-    with sf.SoundFile(stored, "w", sample_rate, 1, "PCM_16", format="FLAC") as file:
-        for start in range(0, len(audio), _PIECE):
-            file.write(audio[start : start + _PIECE])
+    with wave.open(stored, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(audio.astype("<i2").tobytes())
     return stored.getvalue()

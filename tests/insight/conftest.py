@@ -73,10 +73,10 @@ def new_run(run_copy: Path, speech: NDArray[np.int16]) -> Path:
 
 def sounds(document: str) -> list[NDArray[np.int16]]:
     """What the players of a page play, ``[T]`` each."""
-    found = re.findall(r'<audio controls [^>]*src="data:audio/flac;base64,([^"]+)"', document)
+    found = re.findall(r'<audio controls [^>]*src="data:audio/wav;base64,([^"]+)"', document)
     return [_decoded(base64.b64decode(each)) for each in found]
 
 
-def _decoded(flac: bytes) -> NDArray[np.int16]:
-    audio: NDArray[np.int16] = sf.read(io.BytesIO(flac), dtype="int16")[0]
+def _decoded(wav: bytes) -> NDArray[np.int16]:
+    audio: NDArray[np.int16] = sf.read(io.BytesIO(wav), dtype="int16")[0]
     return audio

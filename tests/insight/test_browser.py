@@ -20,6 +20,17 @@ DURATIONS = """Promise.all([...document.querySelectorAll("audio")].map((audio) =
   audio.onerror = () => tell(-1);
 })))"""
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+SEEKS = """(async () => {
+  const failures = [];
+  for (const audio of document.querySelectorAll("audio"))
+    for (const part of [0.02, 0.3, 0.6, 0.97])
+      await new Promise((go) => {
+        audio.onseeked = go;
+        audio.onerror = () => { failures.push(audio.error.message); go(); };
+        audio.currentTime = part * audio.duration;
+      });
+  return failures;
+})()"""
 UNSEEN = """[...document.images].filter((image) => !image.complete || !image.naturalWidth).length"""
 
 
@@ -62,6 +73,7 @@ def test_a_page_is_whole_at_every_width(
     durations = browser.evaluate(DURATIONS)
     assert len(durations) == players
     assert all(duration is not None and 0 < duration < 60 for duration in durations)  # None: infinite
+    assert browser.evaluate(SEEKS) == []
     assert browser.evaluate(UNSEEN) == 0
     assert browser.evaluate(TOO_WIDE) <= 0
     assert browser.requests == [file.resolve().as_uri()]
