@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-faults test-gpu test-notebook lint format clean
+.PHONY: demo test test-slow test-faults test-gpu test-notebook test-browser lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/samplernn demo
@@ -32,6 +32,10 @@ test-notebook: $(VENV)/.notebook
 $(VENV)/.notebook: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[notebook]"
 	@touch $@
+
+# Reports as a browser shows them; needs Chromium or Chrome on the machine (apt-get install chromium).
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pytest -m browser
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -36,6 +36,8 @@ _PUBLIC = {
     "evaluate": "samplernn.insight.evaluate:evaluate",
     "activations": "samplernn.insight.activations:activations",
     "gradients": "samplernn.insight.gradients:gradients",
+    "report": "samplernn.insight.report:report",
+    "audition": "samplernn.insight.audition:audition",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -179,6 +179,7 @@ def generate(argv: list[str]) -> int:
     parser.add_argument(
         "--num", type=int, help="number of streams (default: that of prompts, temperatures or states; else 1)"
     )
+    parser.add_argument("--stream", type=int, help="only the stream of this number, instead of --num")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out",
@@ -394,6 +395,60 @@ def _show(found: Activations | Gradients, is_json: bool, out: Path | None) -> in
     return 0
 
 
+def report(argv: list[str]) -> int:
+    """Write a page about a run, or several beside each other: curves, audio, settings."""
+    parser = Parser(prog="samplernn report", description=report.__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, finished or still training")
+    parser.add_argument(
+        "--out", metavar="FILE.html", help="default: report.html in the run's folder; of several runs, here"
+    )
+    options = parser.parse_args(argv)
+
+    from samplernn.insight.report import report as write_report
+
+    print(write_report(options.runs, options.out))
+    return 0
+
+
+def audition(argv: list[str]) -> int:
+    """Write a page with audio of checkpoints at several temperatures, prompts and seeds, best first."""
+    parser = Parser(prog="samplernn audition", description=audition.__doc__)
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="a .ckpt file, a run directory or an exported directory",
+    )
+    parser.add_argument(
+        "--temperature", nargs="+", metavar="T", help="numbers or envelopes (default: 0.85 0.95 1.05)"
+    )
+    parser.add_argument(
+        "--prompt",
+        nargs="+",
+        metavar="FILE",
+        help="recordings that streams continue, beside those that continue nothing",
+    )
+    parser.add_argument("--seeds", type=int, default=2, help="streams of each combination (default: 2)")
+    parser.add_argument("--duration", type=float, default=5.0, help="seconds of each (default: 5)")
+    parser.add_argument("--out", default="audition.html", metavar="FILE.html", help="default: audition.html")
+    options = parser.parse_args(argv)
+
+    from samplernn.insight.audition import TEMPERATURES
+    from samplernn.insight.audition import audition as write_audition
+
+    print(
+        write_audition(
+            options.checkpoints,
+            options.temperature or TEMPERATURES,
+            options.prompt,
+            options.seeds,
+            options.duration,
+            options.out,
+        )
+    )
+    return 0
+
+
 def benchmark(argv: list[str]) -> int:
     """Measure how fast this machine generates or trains, and what it could do."""
     parser = Parser(prog="samplernn benchmark", description=benchmark.__doc__)
@@ -464,6 +519,8 @@ VERBS: dict[str, Verb] = {
     "evaluate": evaluate,
     "export": export,
     "info": info,
+    "report": report,
+    "audition": audition,
     "activations": activations,
     "gradients": gradients,
     "benchmark": benchmark,

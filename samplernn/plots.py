@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
+from PIL import Image
 
 _MELS = 96
 _FLOOR_DB = -80.0
@@ -45,6 +48,9 @@ class Decay:
     """``[n]``, ascending, above 0."""
     quartiles: NDArray[np.float64]
     """Lower quartile, median and upper quartile, ``[3, n]``."""
+
+
+_MOST_COLUMNS = 800
 
 
 def mel_spectrogram(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.float32]:
@@ -262,6 +268,32 @@ def decays(
 def _plain(text: str) -> str:
     """Text in which matplotlib finds no formula."""
     return text.replace("$", r"\$")
+
+
+def spectrogram_png(audio: NDArray[np.int16], sample_rate: int) -> bytes:
+    """The picture of a mel spectrogram alone, without axes, as a small PNG file of 256 colours.
+
+    Args:
+        audio: int16 ``[T]``.
+        sample_rate: Hz.
+    """
+    levels = mel_spectrogram(audio, sample_rate)[::-1]
+    group = -(-levels.shape[1] // _MOST_COLUMNS)
+    columns = levels.shape[1] // group * group
+    levels = levels[:, :columns].reshape(_MELS, -1, group).max(axis=2)
+    picture = Image.fromarray(np.rint(255 * (levels / -_FLOOR_DB + 1)).clip(0, 255).astype(np.uint8))
+    picture.putpalette(np.rint(255 * colormaps["magma"](np.arange(256))[:, :3]).astype(np.uint8).tobytes())
+    stored = io.BytesIO()
+    picture.save(stored, "PNG", optimize=True)
+    return stored.getvalue()
+
+
+def frequency_marks(sample_rate: int) -> list[tuple[float, str]]:
+    """Where round frequencies lie in `spectrogram_png`: part of its height from below, and a short name."""
+    positions, labels = _mel_ticks(sample_rate)
+    names = {"500": "500 Hz", "2000": "2 kHz", "8000": "8 kHz"}
+    marks = zip(positions, labels, strict=True)
+    return [(band / _MELS, names[label]) for band, label in marks if label in names and band < 0.96 * _MELS]
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -36,6 +36,7 @@ def test_the_wheel_contains_clips_licences_and_configurations(built: Path) -> No
     names = set(zipfile.ZipFile(wheel).namelist())
     assert len(_clips()) == 36
     assert names >= _clips() | LICENCES | {"samplernn/py.typed", "samplernn/configs/small.yaml"}
+    assert names >= {"samplernn/insight/page.css", "samplernn/insight/page.js"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/NOTICE") for name in names)
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))

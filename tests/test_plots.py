@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from samplernn import plots
 
@@ -89,3 +91,17 @@ def test_decays_show_medians_marks_and_the_largest_of_each_spectrum() -> None:
     assert [label.get_text() for label in right.get_yticklabels()] == ["reset", "new"]
     assert [line.get_xdata()[0] for line in right.lines if line.get_marker() == "."] == [3.0, 2.0]
     assert plots.pixels(figure).std() > 10
+
+
+def test_the_small_picture_shows_the_tone_at_the_mark_of_its_frequency() -> None:
+    marks = {label: height for height, label in plots.frequency_marks(16000)}
+    assert set(marks) == {"500 Hz", "2 kHz"}
+    for hertz, label in ((500.0, "500 Hz"), (2000.0, "2 kHz")):
+        picture = np.array(Image.open(io.BytesIO(plots.spectrogram_png(_tone(hertz), 16000))).convert("L"))
+        row = int(picture[:, 50].argmax())
+        assert 1 - row / picture.shape[0] == pytest.approx(marks[label], abs=0.03)
+
+
+def test_the_small_picture_of_a_long_recording_is_no_wider() -> None:
+    picture = Image.open(io.BytesIO(plots.spectrogram_png(np.tile(_tone(300, -30), 30), 16000)))
+    assert 700 < picture.size[0] <= 800

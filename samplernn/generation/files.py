@@ -121,6 +121,7 @@ def generate(
     like: str | Path | None = None,
     form: str | None = None,
     overwrite: bool = False,
+    stream: int | None = None,
 ) -> list[Path]:
     """Generate audio files; `samplernn generate` is this function.
 
@@ -137,6 +138,7 @@ def generate(
         every: seconds of audio after which that file is renewed on the way.
         form: of the files in a folder: wav, flac or ogg.
         overwrite: replace existing files.
+        stream: the number of the only stream, where `num` is not given: one of many again, alone.
 
     Returns:
         The files, mono, exactly ``round(duration * sample_rate)`` samples each after the prompt.
@@ -148,6 +150,12 @@ def generate(
     """
     if every is not None and not (every > 0 and save_state is not None):
         raise UserError(f"--every {every:g}: needs --save-state FILE and a time above 0 seconds")
+    if stream is not None and num is not None:
+        raise UserError(
+            "--stream and --num exclude each other: one stream by its number, or so many from 0 on"
+        )
+    if stream is not None and stream < 0:
+        raise UserError(f"stream must be at least 0, got {stream}")
     settings = settled(
         checkpoint,
         Settings(
@@ -163,6 +171,7 @@ def generate(
             on_trap=on_trap,
             engine=engine,
             dtype=dtype,
+            stream=stream,
         ),
         like,
     )

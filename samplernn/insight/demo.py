@@ -14,7 +14,9 @@ from samplernn.audio.io import to_int16
 from samplernn.config import Config, from_dict, presets
 from samplernn.generation.envelopes import envelopes
 from samplernn.generation.files import output_paths, write_files
-from samplernn.generation.playback import Generator, Request
+from samplernn.generation.playback import Generator
+from samplernn.generation.request import Request
+from samplernn.insight.report import report
 from samplernn.model.checkpoint import load
 from samplernn.training import run
 from samplernn.training.folder import free_name
@@ -30,10 +32,10 @@ def clips() -> Path:
 
 
 def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score:
-    """Train on the embedded clips, judge on held-out clips, generate, draw.
+    """Train on the embedded clips, judge on held-out clips, generate, draw, report.
 
     Args:
-        out: new audio and a picture go here.
+        out: new audio, a picture and a report go here.
         config: default: the preset `demo`.
 
     Returns:
@@ -55,15 +57,18 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score
     seconds = write_files(generator, request, paths).seconds
     picture = out / "spectrograms.png"
     _draw(checkpoint.split, config, paths, picture)
+    page = report(outcome.folder, out / "report.html")
     rate = NUM * num_samples / seconds
     print(
         f"\n{table(outcome.validation, outcome.test)}\n{outcome.test.verdict}.\n\n"
         f"generated {NUM} x {DURATION:.0f} s at {rate:,.0f} samples/s "
         f"({rate / NUM / generator.sample_rate:.2f}x real time each):\n"
         + "".join(f"  {path}\n" for path in paths)
-        + f"picture:\n  {picture}\n\n"
+        + f"picture:\n  {picture}\n"
+        f"report, to see and hear how it learned (any browser, no network):\n  {page}\n\n"
         f"a minute teaches it timbre, not yet form. Next:\n"
         f"  samplernn generate {outcome.folder} --duration 30 --temperature 0.9\n"
+        f"  samplernn audition {outcome.folder}\n"
         f"  samplernn train YOUR_FOLDER\n"
         f"  tensorboard --logdir {outcome.folder.parent}"
     )

@@ -22,7 +22,8 @@ from samplernn import plots
 from samplernn.audio.sinks import FileSink
 from samplernn.config import Config, to_dict
 from samplernn.generation.envelopes import envelopes
-from samplernn.generation.playback import BLOCK_SECONDS, Generator, Request
+from samplernn.generation.playback import BLOCK_SECONDS, Generator
+from samplernn.generation.request import Request
 from samplernn.model.baselines import BaselineBits
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.training.dashboards import Dashboard

@@ -20,10 +20,12 @@ import torch
 import samplernn
 from samplernn.audio.io import load, to_int16
 from samplernn.audio.sinks import FileSink
+from samplernn.cli import main
 from samplernn.config import UserError
 from samplernn.generation.files import generate, output_paths
-from samplernn.generation.playback import BLOCK_SECONDS, Generator, Request
+from samplernn.generation.playback import BLOCK_SECONDS, Generator
 from samplernn.generation.prompts import Prompt
+from samplernn.generation.request import Request
 from samplernn.generation.snapshots import Snapshot
 from samplernn.generation.stream import stream
 from samplernn.model.checkpoint import Checkpoint
@@ -60,6 +62,15 @@ def test_stream_i_of_a_seed_does_not_depend_on_num_or_duration(
     assert np.array_equal(_wave(many[0])[:800], _wave(one[0]))
     other = generate(checkpoint, tmp_path / "other.wav", duration=0.2, seed=5)
     assert not np.array_equal(_wave(other[0]), _wave(one[0]))
+
+
+def test_one_stream_of_many_again_alone(trained_run: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    many = generate(checkpoint, tmp_path / "many", duration=0.1, num=4, seed=3)
+    argv = ["generate", str(trained_run), "--duration", "0.1", "--seed", "3", "--stream", "2"]
+    assert main([*argv, "--out", str(tmp_path / "alone.wav")]) == 0
+    np.testing.assert_array_equal(_wave(tmp_path / "alone.wav"), _wave(many[2]))
+    assert main([*argv, "--num", "2"]) == 2
+    assert main([*argv[:-1], "-1"]) == 2
 
 
 def test_python_streams_the_same_samples_as_the_file(checkpoint: Checkpoint, tmp_path: Path) -> None:

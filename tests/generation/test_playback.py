@@ -465,3 +465,29 @@ def test_a_damaged_snapshot_is_one_line(snapshot: Snapshot, tmp_path: Path) -> N
 def test_impossible_requests_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         Request(**{"num_samples": 100, "streams": (0, 1, 2), **bad})
+
+
+def test_what_several_streams_hear_is_heard_once(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(5).integers(-9000, 9000, 2000).astype(np.int16)
+    one, other = Prompt.of_samples(x), Prompt.of_samples(x[:500])
+    alone = [
+        _play(generator, num_samples=400, streams=(7,), temperature=CURVES[1:2], prompts=(prompt,))[0][0]
+        for prompt in (one, other)
+    ]
+    heard = []
+    hear = Generator.hear
+
+    def counted(self: Generator, prompt: Prompt, *others: Any) -> EngineState:
+        heard.append(prompt)
+        return hear(self, prompt, *others)
+
+    monkeypatch.setattr(Generator, "hear", counted)
+    prompts = (one, other, one, other)
+    both, _ = _play(
+        generator, num_samples=400, streams=(7, 7, 7, 7), temperature=CURVES[1:2] * 4, prompts=prompts
+    )
+    assert heard == [one, other]
+    for stream, expected in zip(both, [*alone, *alone], strict=True):
+        np.testing.assert_array_equal(stream, expected)

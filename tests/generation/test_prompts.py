@@ -15,8 +15,9 @@ import samplernn
 from samplernn.audio.io import AudioError, load, to_int16
 from samplernn.config import UserError
 from samplernn.generation.engines.base import PREFILL_CHUNK
-from samplernn.generation.playback import Generator, Request
+from samplernn.generation.playback import Generator
 from samplernn.generation.prompts import Prompt, in_pieces, open_prompts
+from samplernn.generation.request import Request
 from samplernn.model.checkpoint import Checkpoint
 
 

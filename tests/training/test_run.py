@@ -26,7 +26,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
 from samplernn.generation.envelopes import envelopes
-from samplernn.generation.playback import Generator, Request
+from samplernn.generation.playback import Generator
+from samplernn.generation.request import Request
 from samplernn.model.checkpoint import load
 from samplernn.model.network import SampleRNN, State
 from samplernn.training import run
