@@ -11,7 +11,7 @@ from samplernn.insight.page import Html, html
 COLOURS = 8
 """Colours of the style sheet, ``--c0`` and so on."""
 _WIDTH, _HEIGHT = 500, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 12, 38
 _MOST_POINTS = 150
 _LINE_HEIGHT = 15
 
