@@ -108,6 +108,7 @@ def generate(
     like: str | Path | None = None,
     form: str | None = None,
     overwrite: bool = False,
+    quiet: bool = False,
 ) -> list[Path]:
     """Generate audio files; `samplernn generate` is this function.
 
@@ -123,6 +124,7 @@ def generate(
         every: seconds of audio after which that file is renewed on the way.
         form: of the files in a folder: wav, flac or ogg.
         overwrite: replace existing files.
+        quiet: say nothing on standard error: no progress, warnings or traps.
 
     Returns:
         The files, mono, exactly ``round(duration * sample_rate)`` samples each after the prompt.
@@ -162,22 +164,24 @@ def generate(
     keeping = None if save_state is None else Keeping(Path(save_state), every or math.inf)
     generator = Generator(checkpoint, settings.engine or "auto", settings.dtype or "auto")
     rate = generator.sample_rate
-    for prompt_file in request.prompts:
-        for problem in prompt_file.problems:
-            say(f"warning: {problem}")
-    say(f"{checkpoint.source}: engine {generator.engine.name}, {generator.engine.dtype}, {rate} Hz")
+    if not quiet:
+        for prompt_file in request.prompts:
+            for problem in prompt_file.problems:
+                say(f"warning: {problem}")
+        say(f"{checkpoint.source}: engine {generator.engine.name}, {generator.engine.dtype}, {rate} Hz")
     before = bool(settings.include_prompt)
     if paths:
-        written = write_files(generator, request, paths, before, keeping)
+        written = write_files(generator, request, paths, before, keeping, quiet)
     else:
         assert callable(out)
         with out(rate) as sink:
-            written = _pour(generator, request, [sink], before, keeping)
+            written = _pour(generator, request, [sink], before, keeping, quiet=quiet)
     speed = written.num_samples / max(written.seconds, 1e-9)
-    say(
-        f"{streams} x {written.num_samples / rate:.2f} s in {written.seconds:.1f} s: "
-        f"{speed * streams:,.0f} samples/s, {speed / rate:.2f}x real time per stream"
-    )
+    if not quiet:
+        say(
+            f"{streams} x {written.num_samples / rate:.2f} s in {written.seconds:.1f} s: "
+            f"{speed * streams:,.0f} samples/s, {speed / rate:.2f}x real time per stream"
+        )
     return paths
 
 
@@ -187,6 +191,7 @@ def write_files(
     paths: list[Path],
     include_prompt: bool = False,
     keeping: Keeping | None = None,
+    quiet: bool = False,
 ) -> Written:
     """Stream a request to one file per stream, with a JSON file beside each that says how it was made.
 
@@ -199,6 +204,7 @@ def write_files(
         paths: one per stream; missing folders are made.
         include_prompt: let each file begin with its prompt.
         keeping: snapshots.
+        quiet: show no progress and no traps.
 
     Raises:
         UserError: a file cannot be written.
@@ -225,11 +231,11 @@ def write_files(
             sinks.append(stack.enter_context(FileSink(path, generator.sample_rate, num_samples, tags)))
         describe(request.num_samples)  # for a process that is killed
         try:
-            _pour(generator, request, sinks, include_prompt, keeping, written)
+            _pour(generator, request, sinks, include_prompt, keeping, written, quiet)
         except BaseException as error:
             with contextlib.suppress(UserError):
                 describe(written.num_samples)
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt) and not quiet:
                 say(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
             raise
     describe(written.num_samples)
@@ -255,11 +261,12 @@ def _pour(
     include_prompt: bool,
     keeping: Keeping | None,
     written: Written | None = None,
+    quiet: bool = False,
 ) -> Written:
     """Play a request into sinks, one per stream; `written` is kept up to date."""
     written = written or Written()
     rate = generator.sample_rate
-    with _Bar(rate, request) as bar, _stop_between_blocks() as stopped_by:
+    with _Bar(rate, request, quiet) as bar, _stop_between_blocks() as stopped_by:
         started = time.perf_counter()
         playback = generator.stream(request, heard_so_far=bar.heard)
         written.events = playback.events
@@ -275,7 +282,7 @@ def _pour(
             written.num_samples += block.shape[1]
             written.seconds = time.perf_counter() - started
             bar.wrote(written.num_samples)
-            for event in playback.events[shown:]:
+            for event in playback.events[shown:] if not quiet else ():
                 say(event.describe())
             shown = len(playback.events)
             if keeping and written.num_samples - kept >= keeping.every * rate:
@@ -327,7 +334,7 @@ def say(message: str) -> None:
 class _Bar:
     """Progress: how much of the prompts is heard; then seconds written, samples/s, times real time."""
 
-    def __init__(self, sample_rate: int, request: Request) -> None:
+    def __init__(self, sample_rate: int, request: Request, quiet: bool) -> None:
         self._rate, self._request = sample_rate, request
         self._progress = Progress(
             BarColumn(bar_width=24),
@@ -335,7 +342,7 @@ class _Bar:
             TextColumn("{task.description}"),
             console=Console(file=sys.stderr),
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty(),
         )
         self._task = self._progress.add_task("starting", total=request.num_samples)
 

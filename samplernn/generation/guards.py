@@ -333,6 +333,23 @@ class Guard:
         return value, best
 
 
+def traps_in(audio: NDArray[np.int16], expected: Expected, sample_rate: int, hop: int) -> list[Trap]:
+    """The traps in a whole recording, as a guard hears them; what is left of the last hop is not heard.
+
+    Args:
+        audio: int16 ``[T]``.
+        expected: what the training audio is like.
+        sample_rate: Hz.
+        hop: samples, about `HOP_SECONDS`.
+
+    Raises:
+        ValueError: a hop below 0.1 s or above 0.5 s.
+    """
+    guard = Guard(expected, sample_rate, hop)
+    heard = (guard.hear(audio[start : start + hop]) for start in range(0, len(audio) - hop + 1, hop))
+    return [trap for trap in heard if trap]
+
+
 def _joined(hops: tuple[_Hop, ...]) -> NDArray[np.float32]:
     """Samples at the full rate without their offset, ``[n]``."""
     x = np.concatenate([hop.samples for hop in hops]).astype(np.float32) * np.float32(2.0**-15)

@@ -177,14 +177,14 @@ class Generator:
         size = max(1, PREFILL_CHUNK // lookback) * lookback
         heard = 0
         for number, piece in enumerate(in_pieces(prompt.blocks(), size - missing, size)):
-            engine.prefill(self._codes(np.pad(piece, (0 if number else missing, 0))))
+            engine.prefill(torch.from_numpy(self.to_codes(np.pad(piece, (0 if number else missing, 0)))))
             heard += len(piece)
             heard_so_far(heard)
         return engine.export_state()
 
-    def _codes(self, samples: NDArray[np.int16]) -> torch.Tensor:
-        """int64 ``[T]``."""
-        return torch.from_numpy(self._to_code[samples.astype(np.int32) + 32768])
+    def to_codes(self, samples: NDArray[np.int16]) -> NDArray[np.int64]:
+        """What the model takes audio for: codes int64 of the same shape, the gain applied."""
+        return self._to_code[samples.astype(np.int32) + 32768]
 
 
 @dataclass(frozen=True)
