@@ -174,9 +174,9 @@ def save(figure: Figure, path: Path) -> None:
 
 def save_pixels(picture: NDArray[np.uint8], path: Path) -> None:
     """Write an image, uint8 ``[height, width, 3]``, to a PNG file."""
-    from matplotlib.image import imsave
+    from PIL import Image  # which matplotlib needs, too
 
-    imsave(path, picture, format="png")
+    Image.fromarray(picture).save(path, format="PNG")
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:

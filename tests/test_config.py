@@ -204,6 +204,38 @@ def test_options_of_earlier_versions_are_read_under_their_present_names() -> Non
     assert "temperature" not in to_dict(from_dict(Config, both))["samples"]
 
 
+def test_a_sweep_is_no_preset_and_tries_options_that_exist() -> None:
+    """As wandb's agent calls us: with its own code, the outermost values of each parameter."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    from samplernn.options import parse
+
+    assert "sweep" not in presets()
+    sweep = yaml.safe_load((presets()["small"].parent / "sweep.yaml").read_text("utf-8"))
+    for pick in (0, -1):
+        chosen = {
+            name: {"value": options.get("value", [*options.get("values", []), options.get("max")][pick])}
+            if "values" not in options
+            else {"value": options["values"][pick]}
+            for name, options in sweep["parameters"].items()
+        }
+        typed = create_sweep_command_args({"args": chosen})["args"]
+        command = [
+            part
+            for word in create_sweep_command(sweep["command"])
+            for part in (typed if word == "${args}" else [word])
+        ]
+        assert command[:2] == ["samplernn", "train"]
+        options = parse(command[2:])
+        assert options.config.logger == "wandb"
+        assert options.quiet
+        values = to_dict(options.config)
+        for name, option in chosen.items():
+            part, key = name.split(".")
+            assert values[part][key] == option["value"], name
+    assert sweep["metric"] == {"name": "validation/best_bits_per_sample", "goal": "minimize"}
+
+
 def test_yaml_numbers_in_scientific_notation_are_numbers() -> None:
     """PyYAML reads 1e-3 as a string."""
     assert from_dict(Config, yaml.safe_load("optim: {lr: 1e-3}")).optim.lr == 0.001

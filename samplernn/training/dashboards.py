@@ -198,7 +198,8 @@ class Wandb(Logger):
                 ]
                 for one in cells
             ]
-            self._log({name: wandb.Table(columns=columns, data=rows)}, step)
+            with _staging_in(self._run / "wandb"):
+                self._session.log({name: wandb.Table(columns=columns, data=rows), STEP: step})
 
         self._attempt(show)
 
@@ -341,6 +342,20 @@ def _start_wandb(run: Path, quiet: bool) -> Any:
     session.define_metric(STEP)
     session.define_metric("*", step_metric=STEP)
     return session
+
+
+@contextlib.contextmanager
+def _staging_in(folder: Path) -> Iterator[None]:
+    """What wandb keeps until it is uploaded stays with the run, not in the user's home."""
+    name = "WANDB_DATA_DIR"
+    if name in os.environ:  # the user has decided
+        yield
+        return
+    os.environ[name] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _release() -> None:

@@ -205,7 +205,7 @@ def test_tensorboard_gets_the_same_audio_and_pictures(
         got = matplotlib.image.imread(
             io.BytesIO(events.Images(f"samples/{name}")[-1].encoded_image_string), format="png"
         )
-        ours = matplotlib.image.imread(folder / "samples" / f"step-0000006{suffix}.png")[..., :3]
+        ours = matplotlib.image.imread(folder / "samples" / f"step-0000006{suffix}.png")
         np.testing.assert_array_equal(got, ours)
 
 
@@ -213,10 +213,11 @@ def test_the_grid_at_wandb_has_a_row_for_every_stream_of_a_step(
     offline: tuple[Path, subprocess.CompletedProcess[str]], records: list[dict[str, Any]]
 ) -> None:
     folder = offline[0] / "runs" / "toy"
-    files = _sessions(folder)[0] / "files"
-    tables = [row["samples/grid.path"] for row in _rows(records) if "samples/grid.path" in row]
-    assert tables
-    grid = json.loads((files / tables[-1]).read_text())
+    assert "samples/grid.artifact_path" in {key for row in _rows(records) for key in row}
+    contents = [record["artifact"]["manifest"]["contents"] for record in records if "artifact" in record][-1]
+    kept = {entry["path"]: Path(entry["local_path"]) for entry in contents}
+    assert all(path.is_relative_to(folder.resolve()) for path in kept.values())  # not in the user's home
+    grid = json.loads(kept["samples/grid.table.json"].read_text())
     columns = grid["columns"]
     assert columns == ["step", "what", "temperature", "seed", "stream", "prompt", "audio", "spectrogram"]
     rows = [dict(zip(columns, row, strict=True)) for row in grid["data"]]
@@ -226,10 +227,10 @@ def test_the_grid_at_wandb_has_a_row_for_every_stream_of_a_step(
         (6, 0.9, 0, 0),
     ]
     for row, name in zip(rows, ("t0.90-0", "t1.00-0", "prompt0"), strict=True):
-        heard, _ = soundfile.read(files / row["audio"]["path"], dtype="int16")
+        heard, _ = soundfile.read(kept[row["audio"]["path"]], dtype="int16")
         written, _ = soundfile.read(folder / "samples" / f"step-0000006-{name}.wav", dtype="int16")
         np.testing.assert_array_equal(heard, written)
-        assert (files / row["spectrogram"]["path"]).read_bytes().startswith(b"\x89PNG")
+        assert kept[row["spectrogram"]["path"]].read_bytes().startswith(b"\x89PNG")
 
 
 def test_both_get_what_the_run_is_made_of(
