@@ -62,7 +62,7 @@ def train(argv: list[str]) -> int:
     options = parse(argv)
     if options.overfit_check:
         assert options.folder is not None
-        return _overfit_check(options.folder, options.config)
+        return _overfit_check(options.folder, options.config, options.quiet)
     from samplernn.training import run
     from samplernn.training.callbacks import Interrupted
     from samplernn.training.folder import RUNS, newest, of_job
@@ -71,18 +71,21 @@ def train(argv: list[str]) -> int:
 
     try:
         if options.resume:
-            outcome = run.resume(options.name, options.changes, options.folder)
+            outcome = run.resume(options.name, options.changes, options.folder, options.quiet)
             if outcome is None:
                 name = options.name or newest().name
-                run.say(f"{RUNS / name}: already finished. A later limit or more optim.patience continues it")
+                if not options.quiet:
+                    run.say(
+                        f"{RUNS / name}: already finished. A later limit or more optim.patience continues it"
+                    )
                 return 0
         elif is_requeued() and (begun := of_job(slurm_job() or "")):
-            outcome = run.resume(begun, {})
+            outcome = run.resume(begun, {}, quiet=options.quiet)
             if outcome is None:
                 return 0
         else:
             assert options.folder is not None
-            outcome = run.start(options.folder, options.config, options.name)
+            outcome = run.start(options.folder, options.config, options.name, options.quiet)
     except Interrupted as interrupted:
         saved = "saved" if interrupted.saved else "unsaved since the last checkpoint"
         run.say(
@@ -98,6 +101,9 @@ def train(argv: list[str]) -> int:
             f"samplernn train --resume --name {died.run}"
         )
         return 1
+    if options.quiet:
+        run.say(table(outcome.validation, outcome.test))
+        return 0
     run.say(
         f"\nfinished after {outcome.step} steps: {outcome.reason}.\n"
         f"{table(outcome.validation, outcome.test)}\n"
@@ -107,13 +113,13 @@ def train(argv: list[str]) -> int:
     return 0
 
 
-def _overfit_check(folder: str, config: Config) -> int:
+def _overfit_check(folder: str, config: Config, quiet: bool) -> int:
     """Say whether these options learn a few seconds of the folder by heart."""
     from samplernn.training.callbacks import Interrupted
     from samplernn.training.overfit import overfit_check
 
     try:
-        check = overfit_check(folder, config)
+        check = overfit_check(folder, config, quiet)
     except Interrupted as interrupted:
         _say(f"\nstopped by {interrupted}")
         return 128 + interrupted.signal_number
@@ -170,6 +176,9 @@ def _generation_parser(verb: str, description: str, duration: str) -> Parser:
     how = parser.add_argument_group("how")
     how.add_argument("--engine", help="auto, cpu or reference")
     how.add_argument("--dtype", help="auto, int8, bfloat16 or float32")
+    how.add_argument(
+        "--quiet", action="store_true", help="print only errors (and, of files that are written, their paths)"
+    )
     return parser
 
 
@@ -295,17 +304,23 @@ def export(argv: list[str]) -> int:
 
 
 def info(argv: list[str]) -> int:
-    """Say what a checkpoint is."""
-    parser = Parser(prog="samplernn info", description="What a checkpoint is and how it was trained.")
+    """Say what a model is made of and how good it is."""
+    parser = Parser(
+        prog="samplernn info",
+        description="What a model is made of, how it was trained, and how to generate from it.",
+    )
     parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
 
-    import yaml
-
     from samplernn.model.checkpoint import load
 
     checkpoint = load(options.checkpoint)
+    if not options.json:
+        from samplernn.insight.info import describe
+
+        print(describe(checkpoint, options.checkpoint))
+        return 0
     facts: dict[str, Any] = {
         "file": str(checkpoint.source),
         "weights_sha256": checkpoint.weights_hash(),
@@ -314,7 +329,7 @@ def info(argv: list[str]) -> int:
         "results": checkpoint.results,
         "config": to_dict(checkpoint.config),
     }
-    print(json.dumps(facts, indent=2) if options.json else yaml.safe_dump(facts, sort_keys=False).rstrip())
+    print(json.dumps(facts, indent=2))
     return 0
 
 

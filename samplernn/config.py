@@ -12,6 +12,7 @@ import itertools
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -223,18 +224,36 @@ class SamplesConfig:
     """Audio that training generates at each validation, in at most a tenth of the time."""
 
     num: int = 2
-    """Streams per validation (0: none)."""
+    """Streams per temperature (0: no audio at all, no continuations either)."""
     duration: float = 3.0
     """Seconds per stream; shortened where the time share would be exceeded."""
-    temperature: float = 0.95
-    """Sampling temperature."""
+    temperatures: tuple[float, ...] = (0.9, 1.0)
+    """Sampling temperatures; continuations take the first."""
+    prompts: int = 1
+    """Held-out recordings that are continued, the same at every validation (0: none)."""
+    prompt_duration: float = 1.0
+    """Seconds of each that the model hears first."""
     seed: int = 0
     """Seed of the streams: the same at every validation, so that only the model changes."""
 
     def __post_init__(self) -> None:
         _require(self.num >= 0, f"samples.num must not be negative, got {self.num}")
         _require(0 < self.duration < math.inf, f"samples.duration must be above 0 s, got {self.duration}")
-        _require(self.temperature >= 0, f"samples.temperature must not be negative, got {self.temperature}")
+        shown = list(self.temperatures)
+        _require(len(shown) > 0, "samples.temperatures is empty: give at least one, such as [0.95]")
+        _require(
+            all(0 <= temperature < math.inf for temperature in shown),
+            f"samples.temperatures must not be negative, got {shown}",
+        )
+        _require(
+            len({f"{temperature:.2f}" for temperature in shown}) == len(shown),
+            f"samples.temperatures {shown}: two are the same to two decimals",
+        )
+        _require(self.prompts >= 0, f"samples.prompts must not be negative, got {self.prompts}")
+        _require(
+            0 < self.prompt_duration < math.inf,
+            f"samples.prompt_duration must be above 0 s, got {self.prompt_duration}",
+        )
         _require(0 <= self.seed < 2**64, f"samples.seed must be from 0 to 2**64 - 1, got {self.seed}")
 
 
@@ -365,8 +384,28 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
 
 
+RENAMED: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "samples.temperature": ("temperatures", lambda value: [value]),
+}
+"""What options were called in earlier configurations and checkpoints: the present name, and how the value is
+written now. Where both are given, the present one counts."""
+
+
+def _with_present_names(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The same options under the names that they have now (see `RENAMED`)."""
+    present: dict[str, Any] = {}
+    for key, value in values.items():
+        if f"{where}{key}" not in RENAMED:
+            present[key] = value
+            continue
+        name, converted = RENAMED[f"{where}{key}"]
+        if name not in values:
+            present[name] = converted(value)
+    return present
+
+
 def from_dict(cls: type[Any], values: dict[str, Any], where: str = "") -> Any:
-    """Inverse of `to_dict`.
+    """Inverse of `to_dict`. Reads what earlier versions wrote, too.
 
     Args:
         cls: one of the dataclasses of this module.
@@ -378,7 +417,7 @@ def from_dict(cls: type[Any], values: dict[str, Any], where: str = "") -> Any:
     """
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in _with_present_names(values, where).items():
         name = f"{where}{key}"
         if key not in hints:
             raise UserError(
@@ -434,10 +473,15 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     return value
 
 
+NO_PRESETS = ("sweep",)
+"""Files in ``configs/`` that are for another program."""
+
+
 def presets() -> dict[str, Path]:
     """The shipped configurations by name, such as ``small``."""
     package = Path(__file__).parent
     for folder in (package / "configs", package.parent / "configs"):
         if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+            files = sorted(folder.glob("*.yaml"))
+            return {path.stem: path for path in files if path.stem not in NO_PRESETS}
     raise UserError(f"no configs folder beside {package}: reinstall samplernn")

@@ -24,6 +24,7 @@ class TrainOptions:
     name: str | None
     resume: bool
     overfit_check: bool
+    quiet: bool
     config: Config
     """Preset or files, then keys."""
     changes: dict[str, Any]
@@ -50,14 +51,16 @@ def parse(argv: list[str]) -> TrainOptions:
     files, rest = _split_config(argv)
     values = _values(_train_parser(prog), rest)
     folder, name = values.pop("folder", None), values.pop("name", None)
-    resume, overfit_check = bool(values.pop("resume", False)), bool(values.pop("overfit_check", False))
+    resume, overfit_check, quiet = (
+        bool(values.pop(name, False)) for name in ("resume", "overfit_check", "quiet")
+    )
     if resume and overfit_check:
         raise UserError("--overfit-check tries the options of a new run: leave --resume out")
     if folder is None and not resume:
         raise UserError(f"{prog}: name the folder of audio  (see {prog} --help)")
     if resume and files:
         raise UserError("--resume continues a run with its own configuration: leave --config out")
-    return TrainOptions(folder, name, resume, overfit_check, _config(files, values), values)
+    return TrainOptions(folder, name, resume, overfit_check, quiet, _config(files, values), values)
 
 
 def parse_doctor(argv: list[str]) -> DoctorOptions:
@@ -157,6 +160,11 @@ def _train_parser(prog: str) -> jsonargparse.ArgumentParser:
         action="store_true",
         help="only try, for a minute at most, whether these options learn a few seconds of one file by "
         "heart; keeps nothing. Exit code 0 if they do, 1 if not",
+    )
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print only what is wrong, with files too, and the final table",
     )
     return _with_config(parser)
 

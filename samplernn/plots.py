@@ -51,6 +51,7 @@ class Decay:
 
 
 _MOST_COLUMNS = 800
+_ROUND_HERTZ = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000)
 
 
 def mel_spectrogram(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.float32]:
@@ -104,6 +105,83 @@ def spectrograms(clips: Mapping[str, NDArray[np.int16]], sample_rate: int) -> Fi
     bar = figure.colorbar(axes[0].images[0], ax=list(axes), pad=0.01)
     bar.set_label("dB", fontsize=8)
     bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def mel_image(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.uint8]:
+    """A mel spectrogram without axes, lowest band at the bottom: one pixel per 10 ms, two per band.
+
+    Args:
+        audio: int16 ``[T]``.
+        sample_rate: Hz.
+
+    Returns:
+        uint8 ``[192, frames, 3]``.
+    """
+    from matplotlib import colormaps
+
+    levels = 1 - mel_spectrogram(audio, sample_rate)[::-1] / _FLOOR_DB
+    return colormaps["magma"](np.repeat(levels, 2, axis=0), bytes=True)[..., :3].copy()
+
+
+def code_histograms(corpus: NDArray[np.int64], found: Mapping[str, NDArray[np.int64]]) -> Figure:
+    """How often each code occurs: in the corpus as an area, in generated audio as a line each.
+
+    Args:
+        corpus: counts ``[Q]``.
+        found: title and counts ``[Q]`` of each.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    smallest = 0.3 / max(1, *(int(counts.sum()) for counts in (corpus, *found.values())))
+    shares = {title: counts / max(1, counts.sum()) for title, counts in found.items()}
+    codes = np.arange(len(corpus))
+    axis.fill_between(
+        codes,
+        smallest,
+        corpus / max(1, corpus.sum()),
+        step="mid",
+        color="0.75",
+        label="corpus (training part)",
+    )
+    for title, share in shares.items():
+        axis.step(codes, np.maximum(share, smallest), where="mid", linewidth=1, label=title)
+    axis.set_yscale("log")
+    axis.set_ylim(smallest, 1)
+    axis.set_xlim(0, len(corpus) - 1)
+    axis.set_xlabel(f"code ({len(corpus) // 2} is silence)")
+    axis.set_ylabel("share of samples")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    return figure
+
+
+def long_term_spectra(
+    edges: NDArray[np.float64], corpus: NDArray[np.float64], found: Mapping[str, NDArray[np.float64]]
+) -> Figure:
+    """Long-term average spectra: of a recording as an area, of generated audio as a line each.
+
+    Args:
+        edges: Hz between which the bands lie, ``[bands + 1]``.
+        corpus: dB per band, ``[bands]``.
+        found: title and dB per band of each.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    floor = min(float(levels.min()) for levels in (corpus, *found.values())) - 3
+    axis.stairs(corpus, edges, baseline=floor, fill=True, color="0.75", label="corpus (held-out recording)")
+    centres = np.sqrt(edges[:-1] * edges[1:])
+    for title, levels in found.items():
+        axis.plot(centres, levels, linewidth=1.5, label=title)
+    axis.set_xscale("log")
+    axis.set_xlim(edges[0], edges[-1])
+    axis.set_xticks([hertz for hertz in _ROUND_HERTZ if edges[0] <= hertz <= edges[-1]])
+    axis.set_xticks([], minor=True)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.set_xlabel("Hz")
+    axis.set_ylabel("dB in each mel band")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
     return figure
 
 
@@ -299,6 +377,13 @@ def frequency_marks(sample_rate: int) -> list[tuple[float, str]]:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure to a PNG file."""
     FigureCanvasAgg(figure).print_png(str(path))
+
+
+def save_pixels(picture: NDArray[np.uint8], path: Path) -> None:
+    """Write an image, uint8 ``[height, width, 3]``, to a PNG file."""
+    from PIL import Image  # which matplotlib needs, too
+
+    Image.fromarray(picture).save(path, format="PNG")
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:

@@ -225,6 +225,56 @@ def test_evaluate_prints_one_json_object_and_nothing_else(trained_run: Path, cli
     assert set(scored["baselines"]) == {"uniform", "unigram", "previous_sample"}
 
 
+def test_quiet_training_says_nothing_but_warnings_about_files_and_the_final_table(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clips / "guitar", "mixed")
+    Path("mixed/nothing.flac").touch()
+    for options in (["mixed", *toy_arguments()], ["--resume", "--trainer.max_steps=8"]):
+        assert main(["train", *options, "--quiet", "--logger=both"]) == 0
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        warning, title, validation, test = captured.err.splitlines()
+        assert "nothing.flac" in warning
+        assert title.startswith("bits per sample")
+        assert validation.split()[0] == "validation"
+        assert test.split()[0] == "test"
+    assert main(["train", "--resume", "--quiet"]) == 0  # nothing left to do
+    assert capsys.readouterr() == ("", "")
+    assert "nowhere" in _fails(["train", "nowhere", "--quiet"], capsys)
+
+
+def test_quiet_generation_prints_nothing_but_paths(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even the traps that it falls into after six steps."""
+    options = ["--duration", "3", "--num", "2", "--out", str(tmp_path / "new")]
+    assert main(["generate", str(trained_run), *options]) == 0
+    assert "noise" in capsys.readouterr().err
+    assert main(["generate", str(trained_run), *options, "--overwrite", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.splitlines() == [str(tmp_path / "new" / f"{stream:03}.wav") for stream in (0, 1)]
+
+
+def test_info_of_a_run_says_all_and_its_last_line_generates(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(trained_run), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts) == {"file", "weights_sha256", "parameters", "gain", "results", "config"}
+    assert main(["info", str(trained_run)]) == 0
+    said = capsys.readouterr().out
+    command = said.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    argv = shlex.split(command)
+    assert argv[:2] == ["samplernn", "generate"]
+    argv[argv.index("--duration") + 1] = "0.1"
+    assert main(argv[1:]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == int(argv[argv.index("--num") + 1])
+
+
 def test_generate_and_help_import_neither_lightning_nor_wandb(trained_run: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from samplernn.cli import main;"

@@ -84,7 +84,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"checkpoint": {"every_minutes": -1}}, "checkpoint.every_minutes"),
     ({"samples": {"num": -1}}, "samples.num"),
     ({"samples": {"duration": 0}}, "samples.duration"),
-    ({"samples": {"temperature": -0.5}}, "samples.temperature"),
+    ({"samples": {"temperatures": [0.9, -0.5]}}, "samples.temperatures must not be negative, got [0.9, -0.5]"),
+    ({"samples": {"temperatures": []}}, "samples.temperatures is empty: give at least one"),
+    ({"samples": {"temperatures": [0.9, 0.901]}}, "[0.9, 0.901]: two are the same to two decimals"),
+    ({"samples": {"temperatures": 0.9}}, "samples.temperatures must be a list, got 0.9"),
+    ({"samples": {"temperature": "hot"}}, "samples.temperatures must be of type float, got 'hot'"),
+    ({"samples": {"prompts": -1}}, "samples.prompts must not be negative, got -1"),
+    ({"samples": {"prompt_duration": 0}}, "samples.prompt_duration must be above 0 s, got 0"),
     ({"trainer": {"max_steps": 0}}, "trainer.max_steps must be -1 or at least 1, got 0"),
     ({"trainer": {"max_epochs": -2}}, "trainer.max_epochs must be -1 or at least 1, got -2"),
     ({"trainer": {"accumulate_grad_batches": 0}}, "trainer.accumulate_grad_batches"),
@@ -129,7 +135,7 @@ DEFAULT_FREE = Config(
     data=DataConfig(8000, 3, 1024, 2.5, 60.0, 7, "/tmp/cache folder"),
     optim=OptimConfig(3e-4, (0.8, 0.95), 0.01, "constant", 0.5, 0, 0, 0.99),
     checkpoint=CheckpointConfig(100, 0.5),
-    samples=SamplesConfig(0, 1.5, 1.0, 5),
+    samples=SamplesConfig(0, 1.5, (1.0,), 3, 0.5, 5),
     trainer=TrainerConfig(
         accelerator="cpu",
         devices=2,
@@ -186,6 +192,48 @@ def test_missing_options_take_their_defaults_and_whole_numbers_pass_as_floats() 
     config = from_dict(Config, {"optim": {"lr": 1}, "model": {"frame_sizes": [16]}})
     assert config == Config(model=ModelConfig(frame_sizes=(16,)), optim=OptimConfig(lr=1.0))
     assert isinstance(config.optim.lr, float)
+
+
+def test_options_of_earlier_versions_are_read_under_their_present_names() -> None:
+    assert from_dict(Config, {"samples": {"temperature": 0.8, "num": 3}}).samples == SamplesConfig(
+        num=3, temperatures=(0.8,)
+    )
+    # A resumed run's own options with those that were typed.
+    both = merged({"samples": {"temperature": 0.8}}, {"samples": {"temperatures": [0.5, 0.7]}})
+    assert from_dict(Config, both).samples.temperatures == (0.5, 0.7)
+    assert "temperature" not in to_dict(from_dict(Config, both))["samples"]
+
+
+def test_a_sweep_is_no_preset_and_tries_options_that_exist() -> None:
+    """As wandb's agent calls us: with its own code, the outermost values of each parameter."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    from samplernn.options import parse
+
+    assert "sweep" not in presets()
+    sweep = yaml.safe_load((presets()["small"].parent / "sweep.yaml").read_text("utf-8"))
+    for pick in (0, -1):
+        chosen = {
+            name: {"value": options.get("value", [*options.get("values", []), options.get("max")][pick])}
+            if "values" not in options
+            else {"value": options["values"][pick]}
+            for name, options in sweep["parameters"].items()
+        }
+        typed = create_sweep_command_args({"args": chosen})["args"]
+        command = [
+            part
+            for word in create_sweep_command(sweep["command"])
+            for part in (typed if word == "${args}" else [word])
+        ]
+        assert command[:2] == ["samplernn", "train"]
+        options = parse(command[2:])
+        assert options.config.logger == "wandb"
+        assert options.quiet
+        values = to_dict(options.config)
+        for name, option in chosen.items():
+            part, key = name.split(".")
+            assert values[part][key] == option["value"], name
+    assert sweep["metric"] == {"name": "validation/best_bits_per_sample", "goal": "minimize"}
 
 
 def test_yaml_numbers_in_scientific_notation_are_numbers() -> None:

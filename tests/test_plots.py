@@ -105,3 +105,43 @@ def test_the_small_picture_shows_the_tone_at_the_mark_of_its_frequency() -> None
 def test_the_small_picture_of_a_long_recording_is_no_wider() -> None:
     picture = Image.open(io.BytesIO(plots.spectrogram_png(np.tile(_tone(300, -30), 30), 16000)))
     assert 700 < picture.size[0] <= 800
+
+
+def test_a_mel_image_is_the_spectrogram_with_its_lowest_band_at_the_bottom(tmp_path: Path) -> None:
+    picture = plots.mel_image(_tone(200), 16000)
+    frames = plots.mel_spectrogram(_tone(200), 16000).shape[1]
+    assert picture.shape == (192, frames, 3)
+    assert picture.dtype == np.uint8
+    brightness = picture.sum(axis=2, dtype=int)[:, 50]
+    band = int(plots.mel_spectrogram(_tone(200), 16000)[:, 50].argmax())
+    assert brightness.argmax() // 2 == 95 - band
+    plots.save_pixels(picture, tmp_path / "x.png")
+    from matplotlib.image import imread
+
+    assert np.array_equal(np.round(imread(tmp_path / "x.png") * 255), picture)
+
+
+def test_code_histograms_are_shares_of_samples() -> None:
+    figure = plots.code_histograms(
+        np.array([10, 80, 10, 0]), {"cold": np.array([0, 4, 0, 0]), "hot": np.array([1, 1, 1, 1])}
+    )
+    axis = figure.axes[0]
+    cold, hot = axis.lines
+    assert [line.get_label() for line in axis.lines] == ["cold", "hot"]
+    assert cold.get_ydata()[1] == 1
+    assert hot.get_ydata().tolist() == [0.25] * 4
+    assert 0 < min(cold.get_ydata()) < 0.1  # never 0, which a logarithm does not show
+    area = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert area.max() == pytest.approx(0.8)
+    assert plots.pixels(figure).min() < 128
+
+
+def test_long_term_spectra_are_drawn_at_their_frequencies() -> None:
+    edges = np.array([100.0, 400.0, 1600.0])
+    figure = plots.long_term_spectra(edges, np.array([-30.0, -50.0]), {"one": np.array([-20.0, -60.0])})
+    axis = figure.axes[0]
+    assert axis.lines[0].get_xydata().tolist() == [[pytest.approx(200), -20], [pytest.approx(800), -60]]
+    corpus = axis.patches[0].get_data()
+    assert corpus.values.tolist() == [-30, -50]
+    assert corpus.edges.tolist() == edges.tolist()
+    assert axis.get_xlim() == (100, 1600)

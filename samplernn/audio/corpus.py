@@ -88,6 +88,12 @@ class Corpus:
         """Seconds of all files together."""
         return self.num_samples / self.sample_rate
 
+    @property
+    def sha256(self) -> str:
+        """Identity of what is learned from: SHA-256 over the rate and the names and samples of all files."""
+        lines = [f"{self.sample_rate}\n", *(f"{file.sha256} {file.path}\n" for file in self.files)]
+        return hashlib.sha256(b"".join(os.fsencode(line) for line in lines)).hexdigest()
+
     def read(self, file: AudioFile | int, start: int, stop: int) -> np.ndarray:
         """Samples of one file, without gain: a read-only int16 view `[stop - start]`.
 

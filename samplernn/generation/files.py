@@ -122,6 +122,7 @@ def generate(
     form: str | None = None,
     overwrite: bool = False,
     stream: int | None = None,
+    quiet: bool = False,
 ) -> list[Path]:
     """Generate audio files; `samplernn generate` is this function.
 
@@ -139,6 +140,7 @@ def generate(
         form: of the files in a folder: wav, flac or ogg.
         overwrite: replace existing files.
         stream: the number of the only stream, where `num` is not given: one of many again, alone.
+        quiet: say nothing on standard error: no progress, warnings or traps.
 
     Returns:
         The files, mono, exactly ``round(duration * sample_rate)`` samples each after the prompt.
@@ -188,22 +190,23 @@ def generate(
     _check_targets(paths, request, keeping)
     generator = Generator(checkpoint, settings.engine or "auto", settings.dtype or "auto")
     rate = generator.sample_rate
+    tell = _nothing if quiet else say
     for prompt_file in dict.fromkeys(request.prompts):
         for problem in prompt_file.problems:
-            say(f"warning: {problem}")
-    say(f"{checkpoint.source}: engine {generator.engine.name}, {generator.engine.dtype}, {rate} Hz")
+            tell(f"warning: {problem}")
+    tell(f"{checkpoint.source}: engine {generator.engine.name}, {generator.engine.dtype}, {rate} Hz")
     before = bool(settings.include_prompt)
     if paths:
-        written = write_files(generator, request, paths, before, keeping)
+        written = write_files(generator, request, paths, before, keeping, quiet)
     else:
         assert callable(out)
-        with _Bar(rate, request) as bar:
+        with _Bar(rate, request, quiet) as bar:
             playback = generator.stream(request, heard_so_far=bar.heard)
             written, fact = Written(playback.events), facts_of(generator, request, 0, before)
             with out(rate, _tags(fact)) as sink:
-                _pour(playback, [sink], before, keeping, written, bar, may_wait=True)
+                _pour(playback, [sink], before, keeping, written, bar, tell, may_wait=True)
     speed = written.num_samples / max(written.seconds, 1e-9)
-    say(
+    tell(
         f"{streams} x {written.num_samples / rate:.2f} s in {written.seconds:.1f} s: "
         f"{speed * streams:,.0f} samples/s, {speed / rate:.2f}x real time per stream"
     )
@@ -235,6 +238,7 @@ def write_files(
     paths: list[Path],
     include_prompt: bool = False,
     keeping: Keeping | None = None,
+    quiet: bool = False,
 ) -> Written:
     """Stream a request to one file per stream, with a JSON file beside each that says how it was made.
 
@@ -247,6 +251,7 @@ def write_files(
         paths: one per stream; missing folders are made.
         include_prompt: let each file begin with its prompt.
         keeping: snapshots.
+        quiet: say nothing on standard error.
 
     Raises:
         UserError: a file cannot be written.
@@ -267,7 +272,8 @@ def write_files(
             raise UserError(f"{folder}: cannot make this folder: {error.strerror}") from error
         if not os.access(folder, os.W_OK):  # better now than after the prompts
             raise UserError(f"{folder}: cannot be written to; check its permissions, or choose another --out")
-    with _Bar(generator.sample_rate, request) as bar, ExitStack() as stack:
+    tell = _nothing if quiet else say
+    with _Bar(generator.sample_rate, request, quiet) as bar, ExitStack() as stack:
         playback = generator.stream(request, heard_so_far=bar.heard)
         written = Written(playback.events)
         made: list[Path] = []
@@ -281,7 +287,7 @@ def write_files(
                 )
                 made += [path, path.with_suffix(".json")] if is_new else []
             describe(request.num_samples)  # for a process that is killed
-            _pour(playback, sinks, include_prompt, keeping, written, bar)
+            _pour(playback, sinks, include_prompt, keeping, written, bar, tell)
         except BaseException as error:
             if written.num_samples == 0 and not any(sink.num_samples for sink in sinks):
                 stack.close()
@@ -291,7 +297,7 @@ def write_files(
             with contextlib.suppress(UserError):
                 describe(written.num_samples)
             if isinstance(error, KeyboardInterrupt):
-                say(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
+                tell(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
             raise
     describe(written.num_samples)
     return written
@@ -320,6 +326,7 @@ def _pour(
     keeping: Keeping | None,
     written: Written,
     bar: _Bar,
+    tell: Callable[[str], None],
     may_wait: bool = False,
 ) -> None:
     """Play into sinks, one per stream; `written` is kept up to date.
@@ -331,6 +338,7 @@ def _pour(
         keeping: snapshots.
         written: what has come of it.
         bar: shows it.
+        tell: gets what there is to say.
         may_wait: a sink may take its time (a pipe whose reader sleeps): Ctrl-C does not wait for it.
     """
     if keeping:
@@ -356,10 +364,10 @@ def _pour(
                 written.seconds = time.perf_counter() - started
                 bar.wrote(written.num_samples)
                 for event in playback.events[shown:]:
-                    say(event.describe())
+                    tell(event.describe())
                 shown = len(playback.events)
                 if keeping and written.num_samples - kept >= keeping.every * playback.generator.sample_rate:
-                    _keep(playback, keeping.file)
+                    _keep(playback, keeping.file, tell)
                     kept = written.num_samples
                 if stop.number:
                     break
@@ -376,12 +384,12 @@ def _pour(
         sys.exit(128 + stop.number)
 
 
-def _keep(playback: Playback, file: Path) -> None:
+def _keep(playback: Playback, file: Path, tell: Callable[[str], None]) -> None:
     """Save a snapshot on the way; that it fails is no reason to stop."""
     try:
         playback.snapshot().save(file)
     except UserError as error:
-        say(f"warning: {error}; going on without it")
+        tell(f"warning: {error}; going on without it")
 
 
 class _Stop:
@@ -429,10 +437,14 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def _nothing(message: str) -> None:
+    pass
+
+
 class _Bar:
     """Progress: how much of the prompts is heard; then seconds written, samples/s, times real time."""
 
-    def __init__(self, sample_rate: int, request: Request) -> None:
+    def __init__(self, sample_rate: int, request: Request, quiet: bool) -> None:
         self._rate, self._request = sample_rate, request
         self._progress = Progress(
             BarColumn(bar_width=24),
@@ -440,7 +452,7 @@ class _Bar:
             TextColumn("{task.description}"),
             console=Console(file=sys.stderr),
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=quiet or not sys.stderr.isatty(),
         )
         self._task = self._progress.add_task("starting", total=None)
         self._is_playing = False

@@ -117,7 +117,8 @@ class Generator:
         for number, piece in enumerate(in_pieces(prompt.blocks(), size - missing, size)):
             with self.lock:
                 self.engine.import_state(state)
-                self.engine.prefill(self._codes(np.pad(piece, (0 if number else missing, 0))))
+                codes = self.to_codes(np.pad(piece, (0 if number else missing, 0)))
+                self.engine.prefill(torch.from_numpy(codes))
                 state = self.engine.export_state()
             heard += len(piece)
             heard_so_far(heard)
@@ -129,9 +130,9 @@ class Generator:
             self.engine.start(1)
             return self.engine.export_state()
 
-    def _codes(self, samples: NDArray[np.int16]) -> torch.Tensor:
-        """int64 ``[T]``."""
-        return torch.from_numpy(self._to_code[samples.astype(np.int32) + 32768])
+    def to_codes(self, samples: NDArray[np.int16]) -> NDArray[np.int64]:
+        """What the model takes audio for: codes int64 of the same shape, the gain applied."""
+        return self._to_code[samples.astype(np.int32) + 32768]
 
 
 @dataclass(frozen=True)

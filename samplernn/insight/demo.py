@@ -51,7 +51,7 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score
     request = Request(
         num_samples,
         tuple(range(NUM)),
-        temperature=envelopes(config.samples.temperature),
+        temperature=envelopes(config.samples.temperatures[0]),
     )
     paths = output_paths(out, NUM, overwrite=True)
     seconds = write_files(generator, request, paths).seconds

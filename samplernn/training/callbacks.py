@@ -1,40 +1,27 @@
-"""What happens around the steps: stopping, saving, metrics, samples."""
+"""What happens around the steps: stopping, saving, metrics. Audio and pictures: see `samples`."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-from numpy.typing import NDArray
 
-from samplernn import plots
-from samplernn.audio.sinks import FileSink
 from samplernn.config import Config, to_dict
-from samplernn.generation.envelopes import envelopes
-from samplernn.generation.playback import BLOCK_SECONDS, Generator
-from samplernn.generation.request import Request
 from samplernn.model.baselines import BaselineBits
-from samplernn.model.checkpoint import Checkpoint
-from samplernn.training.dashboards import Dashboard
 from samplernn.training.data import lane_loader
+from samplernn.training.hardware import memory_mb
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import TrainingModule
 from samplernn.training.processes import is_first, stop_signals
-
-SAMPLING_SHARE = 0.1
-"""Largest share of a run's time that samples may take."""
-
 
 _SKIPS_IN_A_ROW = 10
 """So many steps skipped one after the other, and training is given up."""
@@ -245,10 +232,11 @@ class Metrics(pl.Callback):
 
     Args:
         baselines: on the validation audio; published with every validation, as lines to compare with.
+        about: what the run is made of besides its options; published once, with them.
     """
 
-    def __init__(self, baselines: BaselineBits) -> None:
-        self._baselines = baselines.to_dict()
+    def __init__(self, baselines: BaselineBits, about: Mapping[str, Any]) -> None:
+        self._baselines, self._about = baselines.to_dict(), about
         self.latest: dict[str, float] = {}
         self._since = time.monotonic()
         self._paused_at: float | None = None
@@ -258,7 +246,7 @@ class Metrics(pl.Callback):
         self._since, self._step = time.monotonic(), trainer.global_step
         assert isinstance(pl_module, TrainingModule)
         for logger in trainer.loggers:
-            logger.log_hyperparams({**to_dict(pl_module.config), "baselines": self._baselines})
+            logger.log_hyperparams({**to_dict(pl_module.config), "baselines": self._baselines, **self._about})
             if isinstance(logger, MetricsFile):
                 logger.rewind(trainer.global_step)
 
@@ -279,6 +267,7 @@ class Metrics(pl.Callback):
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "skipped_steps": gradients.skipped,
             **gradients.norms,
+            **memory_mb(pl_module.device),
         }
         if count.num_samples:
             metrics["train/bits_per_sample"] = count.bits_per_sample
@@ -310,119 +299,3 @@ class Metrics(pl.Callback):
         self.latest.update(metrics)
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": lane_loader(trainer).epoch, **metrics}, step=trainer.global_step)
-
-
-class Samples(pl.Callback):
-    """Generates audio at each validation: WAV files, a JSON beside each, a picture, the dashboards.
-
-    The streams have fixed seeds, so that from one validation to the next only the model changes.
-    They are shortened, or skipped, where they would take more than a tenth of the run's time; only
-    the last ones, when the run ends by itself, are always whole.
-
-    Args:
-        folder: of the samples.
-        config: of the run.
-        facts: everything about the model but its weights.
-        reference: held-out audio, int16, shown beside the samples; logged once.
-        dashboards: where it is shown.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        config: Config,
-        facts: Checkpoint,
-        reference: NDArray[np.int16],
-        dashboards: Sequence[Dashboard],
-    ) -> None:
-        self.dashboards = dashboards
-        self.folder, self.config, self.facts, self.reference = folder, config.samples, facts, reference
-        self.sample_rate = config.data.sample_rate
-        self._spent = 0.0
-        self._samples_per_s: float | None = None
-        self._recording_is_shown = False
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        if self.config.num == 0 or not trainer.is_global_zero:
-            return
-        if not math.isfinite(pl_module.validation_bits):
-            return
-        num_samples = round(self.config.duration * self.sample_rate)
-        block = min(num_samples, round(BLOCK_SECONDS * self.sample_rate))
-        if not trainer.should_stop:
-            if self._samples_per_s is None:  # the first time, try how long a block takes
-                self._timed(lambda: self._generate(pl_module, block), block)
-            num_samples = min(num_samples, self._affordable(pl_module.clock.seconds))
-        if num_samples >= block:
-            self._timed(
-                lambda: self._store(
-                    trainer, self._generate(pl_module, num_samples), pl_module.validation_bits
-                ),
-                num_samples,
-            )
-
-    def _affordable(self, train_seconds: float) -> int:
-        """Samples per stream that fit into the share of the time so far that is not used up."""
-        assert self._samples_per_s is not None
-        return int((SAMPLING_SHARE * train_seconds - self._spent) * self._samples_per_s)
-
-    def _timed(self, work: Callable[[], object], num_samples: int) -> None:
-        """Do the work, which makes `num_samples` per stream, and learn how long that takes."""
-        started = time.monotonic()
-        work()
-        seconds = time.monotonic() - started
-        self._spent += seconds
-        self._samples_per_s = num_samples / seconds
-
-    def _generate(self, module: TrainingModule, num_samples: int) -> NDArray[np.int16]:
-        """``[num, T]``."""
-        weights = {name: value.detach() for name, value in module.evaluated.state_dict().items()}
-        checkpoint = Checkpoint(
-            config=module.config,
-            weights=weights,
-            gain=self.facts.gain,
-            pair_counts=self.facts.pair_counts,
-            split=self.facts.split,
-        )
-        request = Request(
-            num_samples,
-            streams=tuple(range(self.config.num)),
-            seed=self.config.seed,
-            temperature=envelopes(self.config.temperature),
-            on_trap="off",
-        )
-        return np.concatenate(list(Generator(checkpoint).stream(request)), axis=1)
-
-    def _store(self, trainer: pl.Trainer, streams: NDArray[np.int16], bits: float) -> None:
-        step = trainer.global_step
-        self.folder.mkdir(parents=True, exist_ok=True)
-        clips = {}
-        for number, audio in enumerate(streams):
-            stem = self.folder / f"step-{step:07d}-{number}"
-            with FileSink(stem.with_suffix(".wav"), self.sample_rate, len(audio)) as sink:
-                sink.write(audio)
-            facts = {
-                "step": step,
-                "validation_bits_per_sample": bits,
-                "temperature": self.config.temperature,
-                "seed": self.config.seed,
-                "stream": number,
-            }
-            stem.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-            clips[f"generated after {step} steps, {bits:.3f} bits: stream {number}"] = audio
-        figure = plots.spectrograms(
-            {**clips, "held-out recording": self.reference[: streams.shape[1]]}, self.sample_rate
-        )
-        plots.save(figure, self.folder / f"step-{step:07d}.png")
-        self._show(streams, plots.pixels(figure), step)
-
-    def _show(self, streams: NDArray[np.int16], picture: NDArray[np.uint8], step: int) -> None:
-        sounds = {f"samples/{number}": audio for number, audio in enumerate(streams)}
-        if not self._recording_is_shown:
-            self._recording_is_shown = True
-            sounds["samples/recording"] = self.reference
-        for dashboard in self.dashboards:
-            for name, audio in sounds.items():
-                dashboard.show_audio(name, audio, self.sample_rate, step)
-            dashboard.show_picture("samples/spectrograms", picture, step)

@@ -14,12 +14,13 @@ import threading
 import urllib.error
 import urllib.request
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from samplernn.config import Config
 from samplernn.model.baselines import BaselineBits
+from samplernn.plots import mel_image
 from samplernn.training.processes import is_first
 
 STEP = "trainer/global_step"
@@ -53,14 +55,33 @@ _DISCREET: dict[str, Any] = {
 }
 
 
+class Cell(NamedTuple):
+    """A generated stream, as an entry of a grid."""
+
+    title: str
+    temperature: float
+    seed: int
+    stream: int
+    prompt: int | None
+    """Number of the prompt that it continues; None: free generation."""
+    audio: NDArray[np.int16]
+    """``[T]``."""
+
+
 class Dashboard(Protocol):
     """What shows audio and pictures of a run."""
+
+    is_new: bool
+    """Nothing of this run has been shown there before this session."""
 
     def show_audio(self, name: str, audio: NDArray[np.int16], sample_rate: int, step: int) -> None:
         """Show a recording, int16 ``[T]``, at `sample_rate` Hz, as what `name` sounds like at `step`."""
 
     def show_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
         """Show an image, uint8 ``[height, width, 3]``, as what `name` looks like at `step`."""
+
+    def show_grid(self, name: str, cells: Sequence[Cell], sample_rate: int, step: int) -> None:
+        """Show streams, at `sample_rate` Hz, as the rows that the table `name` has for `step`."""
 
 
 class TensorBoard(TensorBoardLogger):
@@ -73,10 +94,19 @@ class TensorBoard(TensorBoardLogger):
     """
 
     def __init__(self, run: Path, baselines: BaselineBits, step: int) -> None:
+        self.is_new = not any(run.glob("events.out.tfevents.*"))
         super().__init__(run, name="", version="", default_hp_metric=False, purge_step=step + 1)
         names = ["", *(f"{name}_" for name in baselines.to_dict())]
         tags = [f"validation/{name}bits_per_sample" for name in names]
         self.experiment.add_custom_scalars_multilinechart(tags, "validation", "bits per sample")
+        self._step = step
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Show the configuration as text; a resumed run may have changed it."""
+        super().log_hyperparams(params)  # for hparams.yaml; in the events it would need a metric
+        shown = yaml.safe_dump(dict(params) if isinstance(params, dict) else vars(params), sort_keys=False)
+        self.experiment.add_text("config", textwrap.indent(shown, "    "), self._step)
 
     @rank_zero_only
     def show_audio(self, name: str, audio: NDArray[np.int16], sample_rate: int, step: int) -> None:
@@ -89,6 +119,9 @@ class TensorBoard(TensorBoardLogger):
         """See `Dashboard`."""
         self.experiment.add_image(name, picture, step, dataformats="HWC")
 
+    def show_grid(self, name: str, cells: Sequence[Cell], sample_rate: int, step: int) -> None:
+        """TensorBoard has no tables: its audio and pictures stand side by side already."""
+
 
 class Wandb(Logger):
     """A run at Weights & Biases, or its files, to be uploaded later; only the first process has one.
@@ -96,10 +129,12 @@ class Wandb(Logger):
     Args:
         session: what `wandb.init` returned.
         run: folder of our run.
+        is_new: see `Dashboard`.
     """
 
-    def __init__(self, session: Any, run: Path) -> None:
+    def __init__(self, session: Any, run: Path, is_new: bool) -> None:
         super().__init__()
+        self.is_new = is_new
         self._session: Any = session
         self._run = run
         self._has_failed = False
@@ -139,6 +174,34 @@ class Wandb(Logger):
         import wandb
 
         self._attempt(lambda: self._log({name: wandb.Image(picture)}, step))
+
+    def show_grid(self, name: str, cells: Sequence[Cell], sample_rate: int, step: int) -> None:
+        """See `Dashboard`. One table per step: one that grew would be uploaded whole each time."""
+        import wandb
+
+        def show() -> None:
+            columns: list[str | int] = [
+                "step",
+                "what",
+                "temperature",
+                "seed",
+                "stream",
+                "prompt",
+                "audio",
+                "spectrogram",
+            ]
+            rows = [
+                [
+                    *(step, one.title, one.temperature, one.seed, one.stream, one.prompt),
+                    wandb.Audio(one.audio, sample_rate=sample_rate),
+                    wandb.Image(mel_image(one.audio, sample_rate)),
+                ]
+                for one in cells
+            ]
+            with _staging_in(self._run / "wandb"):
+                self._session.log({name: wandb.Table(columns=columns, data=rows), STEP: step})
+
+        self._attempt(show)
 
     def finalize(self, status: str) -> None:
         """The run is over; if it ended by itself, its best checkpoint is uploaded."""
@@ -206,7 +269,9 @@ class Wandb(Logger):
             _say(f"wandb failed, some of this run may be missing there: {_one_line(error)}")
 
 
-def dashboards(config: Config, run: Path, baselines: BaselineBits, step: int) -> list[TensorBoard | Wandb]:
+def dashboards(
+    config: Config, run: Path, baselines: BaselineBits, step: int, quiet: bool = False
+) -> list[TensorBoard | Wandb]:
     """The dashboards of a run, ready to log.
 
     Args:
@@ -214,25 +279,27 @@ def dashboards(config: Config, run: Path, baselines: BaselineBits, step: int) ->
         run: folder of the run.
         baselines: on the validation audio.
         step: that the run goes on from. TensorBoard forgets what a session before logged later than that.
+        quiet: say only what fails.
     """
     found: list[TensorBoard | Wandb] = []
     if config.logger in ("tensorboard", "both"):
         found.append(TensorBoard(run, baselines, step))
     if config.logger in ("wandb", "both") and is_first():
         try:
-            session = _start_wandb(run)
+            is_new = _run_id(run) is None
+            session = _start_wandb(run, quiet)
         except Exception as error:
             _say(f"wandb failed, training goes on without it: {_one_line(error)}")
             session = None
         if session is None:
             _release()
         else:
-            found.append(Wandb(session, run))
+            found.append(Wandb(session, run, is_new))
     return found
 
 
-def _start_wandb(run: Path) -> Any:
-    """Begin or continue the run at wandb, and say how; None if it is switched off.
+def _start_wandb(run: Path, quiet: bool) -> Any:
+    """Begin or continue the run at wandb, and say how unless `quiet`; None if it is switched off.
 
     Without a key, or without a server, it is written to files that can be uploaded later.
     """
@@ -241,7 +308,8 @@ def _start_wandb(run: Path) -> Any:
 
     settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
     if settings.mode == "disabled":
-        _say("wandb: switched off by WANDB_MODE")
+        if not quiet:
+            _say("wandb: switched off by WANDB_MODE")
         return None
     wanted: dict[str, Any] = {
         "dir": str(run),
@@ -262,16 +330,32 @@ def _start_wandb(run: Path) -> Any:
     if why is None:
         try:
             session = wandb.init(mode="online", **wanted)
-            _say(f"wandb: {session.url}")
+            if not quiet:
+                _say(f"wandb: {session.url}")
         except Exception as error:  # the server was there a moment ago
             why = _one_line(error)
     if session is None:
         session = wandb.init(mode="offline", **wanted)
-        _say(f"wandb: offline ({why}). Upload later with: wandb sync {run}/wandb/offline-run-*")
+        if not quiet:
+            _say(f"wandb: offline ({why}). Upload later with: wandb sync {run}/wandb/offline-run-*")
     (run / "wandb" / "run-id").write_text(session.id + "\n", "utf-8")
     session.define_metric(STEP)
     session.define_metric("*", step_metric=STEP)
     return session
+
+
+@contextlib.contextmanager
+def _staging_in(folder: Path) -> Iterator[None]:
+    """What wandb keeps until it is uploaded stays with the run, not in the user's home."""
+    name = "WANDB_DATA_DIR"
+    if name in os.environ:  # the user has decided
+        yield
+        return
+    os.environ[name] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _release() -> None:

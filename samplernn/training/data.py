@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 from numpy.typing import NDArray
 
-from samplernn.audio.corpus import Corpus, Split, locate
+from samplernn.audio.corpus import AudioFile, Corpus, Split, locate
 from samplernn.audio.lanes import Lanes, training_lanes
 from samplernn.config import Config
 from samplernn.training.scoring import Batch, evaluation_lanes, quick_check, to_batch
+
+_RECORDING_SECONDS = 10.0
+_SEARCHED_SECONDS = 60.0
+"""Of a recording, for a prompt."""
+
+
+class HeldOut(NamedTuple):
+    """A piece of held-out audio that the model is to continue."""
+
+    path: str
+    """Of its file, relative to the audio folder."""
+    start_seconds: float
+    """Where it is in that."""
+    audio: NDArray[np.int16]
+    """What is heard, ``[T]``."""
+    truth: NDArray[np.int16]
+    """How the recording goes on, ``[T]``."""
 
 
 class LaneLoader:
@@ -107,8 +124,44 @@ class CorpusModule(pl.LightningDataModule):
         )
 
     def recording(self) -> NDArray[np.int16]:
-        """The beginning of the longest held-out stretch, as long as a generated sample."""
-        spans = locate(self.corpus, self.split.validation)
-        file, start, stop = max(spans, key=lambda span: span[2] - span[1])
-        length = round(self.config.samples.duration * self.corpus.sample_rate)
+        """The beginning of the longest held-out stretch, at least as long as a generated sample.
+
+        And ten seconds if there are as many: of less a long-term spectrum says little.
+        """
+        file, start, stop = self._longest_first()[0]
+        length = round(max(self.config.samples.duration, _RECORDING_SECONDS) * self.corpus.sample_rate)
         return self.corpus.read(file, start, min(stop, start + length))
+
+    def prompts(self) -> list[HeldOut]:
+        """`samples.prompts` held-out recordings to be continued, the longest first.
+
+        Of more prompts than recordings, several are from one: each from a part of its own.
+        """
+        options, spans = self.config.samples, self._longest_first()
+        found = []
+        for number in range(options.prompts):
+            file, start, stop = spans[number % len(spans)]
+            parts = len(range(number % len(spans), options.prompts, len(spans)))
+            part, length = number // len(spans), (stop - start) // parts
+            begin = start + part * length
+            found.append(self._prompt(file, begin, begin + length))
+        return found
+
+    def _longest_first(self) -> list[tuple[AudioFile, int, int]]:
+        spans = locate(self.corpus, self.split.validation)
+        return sorted(spans, key=lambda span: span[1] - span[2])
+
+    def _prompt(self, file: AudioFile, start: int, stop: int) -> HeldOut:
+        """From the first place with sound before and after the cut; shorter where there is too little."""
+        rate, options = self.corpus.sample_rate, self.config.samples
+        audio = self.corpus.read(file, start, min(stop, start + round(_SEARCHED_SECONDS * rate)))
+        before = min(max(1, round(options.prompt_duration * rate)), (len(audio) + 1) // 2)
+        after = min(max(1, round(options.duration * rate)), len(audio) - before)
+        energy = np.concatenate([[0.0], np.cumsum(np.square(audio, dtype=np.float64))])
+        cuts = np.arange(before, len(audio) - after + 1, max(1, rate // 4))
+        heard, later = energy[cuts] - energy[cuts - before], energy[cuts + after] - energy[cuts]
+        sound = np.minimum(heard / before, later / max(1, after))
+        cut = int(cuts[np.flatnonzero(sound >= sound.max() / 2)[0]])
+        return HeldOut(
+            file.path, (start + cut - before) / rate, audio[cut - before : cut], audio[cut : cut + after]
+        )

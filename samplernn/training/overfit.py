@@ -29,7 +29,8 @@ from samplernn.training.callbacks import Stopping
 from samplernn.training.data import LaneLoader
 from samplernn.training.module import TrainingModule
 from samplernn.training.scoring import pair_counts, score, to_batch
-from samplernn.training.trainer import make_trainer, quiet
+from samplernn.training.trainer import make_trainer
+from samplernn.training.trainer import quiet as hush_lightning
 
 MAX_TIME, MAX_SECONDS = "00:00:01:00", 60.0
 _CLIP_SECONDS, _SHORT_SECONDS = 4.0, 1.0
@@ -98,7 +99,7 @@ class OverfitCheck:
         return f"not healthy, it learns too little: {reached}. Try {rate}"
 
 
-def overfit_check(folder: str | Path, config: Config | None = None) -> OverfitCheck:
+def overfit_check(folder: str | Path, config: Config | None = None, quiet: bool = False) -> OverfitCheck:
     """Train the configured network on a few seconds of one file, for a minute at most; nothing is kept.
 
     Model, precision, learning rate and the rest of the optimizer are those of the configuration, and so is a
@@ -107,17 +108,18 @@ def overfit_check(folder: str | Path, config: Config | None = None) -> OverfitCh
     Args:
         folder: of the audio.
         config: of the run to try; None: the defaults.
+        quiet: do not say how it goes.
 
     Raises:
         UserError: no such folder, nothing usable in it, or an option that Lightning refuses.
         Interrupted: a signal stopped it.
     """
-    quiet()
+    hush_lightning()
     chosen = config or Config()
     clip = find_clip(Path(folder).absolute(), chosen.data.sample_rate)
     tried = _small_steps(chosen, clip)
     with tempfile.TemporaryDirectory(prefix="samplernn-", ignore_cleanup_errors=True) as place:
-        return _train(tried, clip, _as_corpus(clip, tried.data.sample_rate, Path(place)))
+        return _train(tried, clip, _as_corpus(clip, tried.data.sample_rate, Path(place)), quiet)
 
 
 def find_clip(folder: Path, sample_rate: int) -> Clip:
@@ -211,7 +213,7 @@ def _as_corpus(clip: Clip, sample_rate: int, place: Path) -> Corpus:
     return prepare(audio, sample_rate, place / "cache", progress=False)
 
 
-def _train(config: Config, clip: Clip, corpus: Corpus) -> OverfitCheck:
+def _train(config: Config, clip: Clip, corpus: Corpus, quiet: bool) -> OverfitCheck:
     pl.seed_everything(config.seed_everything, verbose=False)
     # Whole steps only, so that every lane has the same to read.
     step_samples = config.data.lanes * config.data.tbptt_len
@@ -227,12 +229,13 @@ def _train(config: Config, clip: Clip, corpus: Corpus) -> OverfitCheck:
         return score(module.model, map(to_batch, lanes.chunks(epoch=0)), codes).bits_per_sample
 
     bits_before = bits()
-    _say(
-        f"{one_line(clip.path)}: {spans[0][2] / corpus.sample_rate:.1f} s to learn, in at most "
-        f"{config.trainer.max_seconds:.0f} s; bits per sample: untrained {bits_before:.2f}, "
-        f"unigram {baselines.unigram:.2f}, previous sample {baselines.previous_sample:.2f}"
-    )
-    callbacks = [Stopping(save=lambda trainer: None), _Watch(_ENOUGH * baselines.previous_sample)]
+    if not quiet:
+        _say(
+            f"{one_line(clip.path)}: {spans[0][2] / corpus.sample_rate:.1f} s to learn, in at most "
+            f"{config.trainer.max_seconds:.0f} s; bits per sample: untrained {bits_before:.2f}, "
+            f"unigram {baselines.unigram:.2f}, previous sample {baselines.previous_sample:.2f}"
+        )
+    callbacks = [Stopping(save=lambda trainer: None), _Watch(_ENOUGH * baselines.previous_sample, quiet)]
     trainer = make_trainer(config, callbacks)
     trainer.fit(module, train_dataloaders=LaneLoader(lanes))
     seconds = module.clock.seconds
@@ -244,10 +247,11 @@ class _Watch(pl.Callback):
 
     Args:
         enough: bits per sample.
+        quiet: do not say how it goes.
     """
 
-    def __init__(self, enough: float) -> None:
-        self._enough = enough
+    def __init__(self, enough: float, quiet: bool) -> None:
+        self._enough, self._quiet = enough, quiet
         self._said_at = 0.0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -255,7 +259,7 @@ class _Watch(pl.Callback):
         bits, seconds = pl_module.read_train_bits().bits_per_sample, pl_module.clock.seconds
         if bits < self._enough or not math.isfinite(bits):
             trainer.should_stop = True
-        if seconds - self._said_at >= _LINE_SECONDS:
+        if not self._quiet and seconds - self._said_at >= _LINE_SECONDS:
             self._said_at = seconds
             _say(f"  {seconds:3.0f} s  step {trainer.global_step}  {bits:.2f} bits")
 

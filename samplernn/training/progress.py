@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from samplernn.model.baselines import BaselineBits, verdict
 from samplernn.training.callbacks import Metrics
+from samplernn.training.data import lane_loader
 from samplernn.training.module import TrainingModule
 
 _PLAIN_INTERVAL = 10.0
@@ -29,11 +30,13 @@ class ProgressDisplay(pl.Callback):
     Args:
         metrics: where the numbers come from.
         baselines: on the validation audio.
+        sample_rate: Hz.
     """
 
-    def __init__(self, metrics: Metrics, baselines: BaselineBits) -> None:
+    def __init__(self, metrics: Metrics, baselines: BaselineBits, sample_rate: int) -> None:
         self._metrics = metrics
         self._baselines = baselines
+        self._sample_rate = sample_rate
         self._console = Console(file=sys.stderr, highlight=False)
         self._bar: Progress | None = None
         self._printed_at = 0.0
@@ -99,6 +102,7 @@ class ProgressDisplay(pl.Callback):
         latest = self._metrics.latest
         now = latest.get("train/bits_per_sample", math.nan)
         best = "" if math.isinf(module.best_bits) else f", best {module.best_bits:.3f}"
+        speed = latest.get("train/samples_per_s", 0)
         skipped = module.gradients.latest.skipped
         skips = f", {skipped} steps skipped" if skipped else ""
         progress = module.progress()
@@ -106,8 +110,9 @@ class ProgressDisplay(pl.Callback):
         if progress:
             left = f"  {_clock(module.clock.seconds * (1 - progress) / progress)} left"
         return (
-            f"step {trainer.global_step}  {now:.3f} bits now{best}{skips}  "
-            f"{latest.get('train/samples_per_s', 0):,.0f} samples/s  {_clock(module.clock.seconds)}{left}"
+            f"epoch {lane_loader(trainer).epoch}  step {trainer.global_step}  {now:.3f} bits now{best} "
+            f"(previous sample {self._baselines.previous_sample:.3f}){skips}  {speed:,.0f} samples/s "
+            f"({speed / self._sample_rate:,.1f}x real time)  {_clock(module.clock.seconds)}{left}"
         )
 
 

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from numpy.typing import NDArray
 
+from samplernn import __version__
 from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
 from samplernn.audio.health import remarks
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
@@ -24,10 +25,11 @@ from samplernn.model.checkpoint import Checkpoint, load
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
 from samplernn.training.auto_lanes import resolve
-from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Samples, Stopping
+from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Stopping
 from samplernn.training.dashboards import dashboards
 from samplernn.training.data import CorpusModule
 from samplernn.training.folder import RunFolder, damage_of, free_name, names, newest, run_folder
+from samplernn.training.hardware import hardware, revision
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import STATE, TrainingModule
 from samplernn.training.processes import (
@@ -41,8 +43,10 @@ from samplernn.training.processes import (
     train_in_processes,
 )
 from samplernn.training.progress import ProgressDisplay
+from samplernn.training.samples import Samples
 from samplernn.training.scoring import Score, Spans, pair_counts, quick_check, score_spans
-from samplernn.training.trainer import make_trainer, quiet
+from samplernn.training.trainer import make_trainer
+from samplernn.training.trainer import quiet as hush_lightning
 
 _PROBLEMS_SHOWN = 10
 
@@ -61,13 +65,16 @@ class Outcome:
     """Of the best checkpoint, on at most `data.validation_duration` seconds."""
 
 
-def start(folder: str | Path, config: Config | None = None, name: str | None = None) -> Outcome:
+def start(
+    folder: str | Path, config: Config | None = None, name: str | None = None, quiet: bool = False
+) -> Outcome:
     """Train on a folder of audio from the beginning, in one process per device.
 
     Args:
         folder: of the audio.
         config: every option; None: the defaults, which are the preset `small`.
         name: of the run, a folder below ``runs/``. Default: the audio folder's name, numbered.
+        quiet: say only what is wrong, on standard error.
 
     Returns:
         How it ended.
@@ -86,11 +93,11 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
             raise UserError(
                 f"{run.path}: this run exists. Continue it with --resume, or choose another --name"
             )
-        corpus = prepare(folder, chosen.data.sample_rate, chosen.data.cache_dir)
+        corpus = prepare(folder, chosen.data.sample_rate, chosen.data.cache_dir, progress=not quiet)
         parts = split(corpus, chosen.data.split_seed)
         device = trainer.strategy.root_device
         config, lanes = resolve(chosen, corpus, parts, device, trainer.num_devices, trainer.num_nodes)
-        if lanes:
+        if lanes and not quiet:
             say(lanes)
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -106,20 +113,23 @@ def start(folder: str | Path, config: Config | None = None, name: str | None = N
             raise UserError(f"{run.path}: cannot write the run there: {error.strerror}") from error
         counts = _count_pairs(config, corpus, parts)
         run.write_pair_counts(counts)
-        return Prepared(run, config, corpus, parts, counts)
+        return Prepared(run, config, corpus, parts, counts, quiet)
 
     outcome = _lead(run, chosen, prepare_run)
     assert outcome is not None
     return outcome
 
 
-def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None = None) -> Outcome | None:
+def resume(
+    name: str | None, changes: dict[str, Any], folder: str | Path | None = None, quiet: bool = False
+) -> Outcome | None:
     """Continue a run with its own configuration, on as many devices as there are now.
 
     Args:
         name: of the run; None: the newest.
         changes: options to change, nested as in `config.to_dict`; `model` and `data` stay.
         folder: where the audio is now; None: where it was.
+        quiet: say only what is wrong, on standard error.
 
     Returns:
         How it ended; None if it had already finished.
@@ -144,14 +154,14 @@ def resume(name: str | None, changes: dict[str, Any], folder: str | Path | None 
         if facts["state"] == "finished" and config == old:
             return None
         audio = str(Path(folder).resolve()) if folder else facts["folder"]
-        corpus = prepare(audio, config.data.sample_rate, config.data.cache_dir)
+        corpus = prepare(audio, config.data.sample_rate, config.data.cache_dir, progress=not quiet)
         run.write_config(config)
         run.write_facts(state="running", folder=audio)
         corpus, parts = replace(corpus, gain=facts["gain"]), Split.from_dict(facts["split"])
         counts = run.pair_counts
         if counts is None:  # it was stopped before they were written
             counts = _count_pairs(config, corpus, parts)
-        return Prepared(run, config, corpus, parts, counts)
+        return Prepared(run, config, corpus, parts, counts, quiet)
 
     return _lead(run, config, prepare_run)
 
@@ -168,6 +178,24 @@ class Prepared:
     """Which audio is for what."""
     pair_counts: PairCounts
     """Code pairs of the training audio, for the baselines."""
+    quiet: bool = False
+    """Say only what is wrong."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the run is made of besides its options, as plain values: code, corpus, machine."""
+        corpus = self.corpus
+        found: dict[str, Any] = {
+            "samplernn": __version__,
+            "corpus": {
+                "sha256": corpus.sha256,
+                "files": len(corpus.files),
+                "minutes": round(corpus.duration / 60, 2),
+            },
+            "hardware": hardware(),
+        }
+        commit = revision()
+        return {**found, "revision": commit} if commit else found
 
     @property
     def held_out(self) -> Spans:
@@ -186,7 +214,7 @@ def _lead(
     run: RunFolder, config: Config, prepare_run: Callable[[pl.Trainer], Prepared | None]
 ) -> Outcome | None:
     """Prepare a run once, train it in every process that there is or should be, judge it once."""
-    quiet()
+    hush_lightning()
     trainer = make_trainer(config)  # raises on what Lightning refuses, before anything is written
     with contextlib.ExitStack() as until_the_end:
         until_the_end.enter_context(_explained(run))
@@ -230,7 +258,8 @@ def _train_in_processes(prepared: Prepared, devices: int) -> None:
     """Let workers do the work."""
     run = prepared.run
     run.write_facts(saved=False)
-    say(f"{devices} processes; the output of all but the first goes to {run.path / 'logs'}")
+    if not prepared.quiet:
+        say(f"{devices} processes; the output of all but the first goes to {run.path / 'logs'}")
     try:
         signal_number = train_in_processes(run.path, pickle.dumps(prepared), devices)
     except BaseException:
@@ -249,7 +278,7 @@ def work(prepared: Prepared) -> None:
         Interrupted: a signal stopped it.
         ProcessDied: another process could not be reached any more.
     """
-    quiet()
+    hush_lightning()
     run, config, corpus = prepared.run, prepared.config, prepared.corpus
     pl.seed_everything(config.seed_everything, verbose=False)
     if not corpus.shard_dir.exists():  # another machine, with a cache of its own
@@ -261,7 +290,7 @@ def work(prepared: Prepared) -> None:
     module = TrainingModule(facts, planned_steps_per_epoch=len(data.train_dataloader()))
     try:
         with _explained(run):
-            step, reason = _fit(run, module, data, prepared.baselines)
+            step, reason = _fit(prepared, module, data)
     except BaseException as error:
         saved = isinstance(error, Interrupted) and error.saved
         if is_first():
@@ -286,7 +315,7 @@ def _judge(prepared: Prepared) -> Outcome:
     if bits is None:
         raise UserError(f"{best.source}: its validation is not finite: {run.facts['reason']}")
     spans = quick_check(locate(corpus, prepared.parts.test), prepared.config.data)
-    test = score_spans(best, corpus, spans, "test")
+    test = score_spans(best, corpus, spans, "test", progress=not prepared.quiet)
     num_validated = sum(stop - start for _, start, stop in prepared.held_out)
     validation = Score(bits, num_validated, prepared.baselines, "validation")
     run.write_facts(state="finished", test=test.to_dict())
@@ -294,29 +323,31 @@ def _judge(prepared: Prepared) -> Outcome:
     return Outcome(run.path, facts["step"], facts["reason"], validation, test)
 
 
-def _fit(
-    run: RunFolder, module: TrainingModule, data: CorpusModule, baselines: BaselineBits
-) -> tuple[int, str]:
+def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tuple[int, str]:
     """Train to the end, from the newest checkpoint if there is one; returns the last step and why it is."""
-    config = module.config
+    run, config, baselines, quiet = prepared.run, prepared.config, prepared.baselines, prepared.quiet
+    about = prepared.about
+    if is_first():
+        run.write_facts(about=about)
     last, step, num_processes = _whole_checkpoint(run), 0, None
     if last:
         saved = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
         step, num_processes = saved["global_step"], saved[STATE]["processes"]
         if reached := _limit_reached(config.trainer, step, saved[STATE]["seconds"]):
             return step, reached
-        say(f"continuing from {last}, step {step}")
-    checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics(baselines)
+        if not quiet:
+            say(f"continuing from {last}, step {step}")
+    checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics(baselines, about)
     stopping = Stopping(checkpoints.save_last)
-    boards = dashboards(config, run.path, baselines, step)
-    samples = Samples(run.path / "samples", config, module.facts, data.recording(), boards)
+    boards = dashboards(config, run.path, baselines, step, quiet)
+    samples = Samples(run.path / "samples", config, module.facts, data.recording(), data.prompts(), boards)
     # Stopping comes before Samples, which makes its last ones whole.
     callbacks: list[pl.Callback] = [metrics, stopping, samples, checkpoints]
-    if config.trainer.enable_progress_bar:
-        callbacks.append(ProgressDisplay(metrics, baselines))
+    if config.trainer.enable_progress_bar and not quiet:
+        callbacks.append(ProgressDisplay(metrics, baselines, config.data.sample_rate))
     loggers: list[Logger] = [*boards, MetricsFile(run.path / "metrics.csv")]
     trainer = make_trainer(config, callbacks, loggers)
-    if num_processes not in (None, trainer.world_size):
+    if num_processes not in (None, trainer.world_size) and not quiet:
         say(
             f"processes: {num_processes} so far, now {trainer.world_size}; lanes go on as they stood, but "
             "sums are rounded otherwise, so from here on it is no longer the same bit for bit"
@@ -364,9 +395,12 @@ def _introduce(prepared: Prepared) -> None:
         say(f"  {problem}")
     if len(problems) > _PROBLEMS_SHOWN:
         say(f"  … and {len(problems) - _PROBLEMS_SHOWN} more: samplernn doctor lists them all")
+    parts = list(_describe_parts(prepared))
+    if prepared.quiet:
+        return
     minutes = corpus.duration / 60
     say(f"{one_line(str(corpus.folder))}: {len(corpus.files)} files, {minutes:.1f} minutes usable")
-    say(f"split: {', '.join(_describe_parts(prepared))}")
+    say(f"split: {', '.join(parts)}")
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in SampleRNN(config.model).parameters())
     steps = len(CorpusModule(config, corpus, prepared.parts).train_dataloader())

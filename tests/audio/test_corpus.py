@@ -498,3 +498,14 @@ def test_the_embedded_clips_are_a_corpus(cache: Path) -> None:
         shift = 0 if abs(file.dc) <= 1e-3 else round(expected.mean())
         samples = corpus.read(file, 0, file.num_samples)
         assert np.array_equal(samples, np.clip(expected.astype(int) - shift, -32768, 32767))
+
+
+def test_the_identity_of_a_corpus_follows_its_audio_not_its_place(clips: Path, tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        shutil.copytree(clips / "guitar", tmp_path / name)
+    here, there = (prepare(tmp_path / name, 8000) for name in ("here", "there"))
+    assert here.sha256 == there.sha256
+    assert len(here.sha256) == 64
+    assert prepare(tmp_path / "here", 4000).sha256 != here.sha256
+    next((tmp_path / "there").glob("*.flac")).unlink()
+    assert prepare(tmp_path / "there", 8000).sha256 != here.sha256

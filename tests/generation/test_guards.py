@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from samplernn.audio.io import load, to_int16
-from samplernn.generation.guards import REPEAT_SECONDS, Expected, Guard, Trap, expected_of
+from samplernn.generation.guards import REPEAT_SECONDS, Expected, Guard, Trap, expected_of, traps_in
 from samplernn.model.baselines import count_pairs
 from samplernn.model.quantize import Quantizer
 
@@ -266,3 +266,18 @@ def test_wrong_hops_are_refused(expected: Expected) -> None:
 def test_a_report_reads_well(expected: Expected) -> None:
     (trap,) = hear(Guard(expected, RATE, HOP), np.zeros(9 * HOP, np.int16))
     assert trap.describe(RATE) == "silence since 0.0 s (no sound at all)"
+
+
+def test_the_traps_of_a_whole_recording_are_those_that_a_guard_reports(
+    recordings: dict[str, NDArray[np.int16]],
+) -> None:
+    speech = recordings["speech/austen_0870"]
+    assert traps_in(speech, Expected(), RATE, HOP) == []
+    silenced = np.concatenate([speech[: 8 * HOP], np.zeros(20 * HOP + 17, np.int16)])
+    guard, reported = Guard(Expected(), RATE, HOP), []
+    for start in range(0, 28 * HOP, HOP):
+        if trap := guard.hear(silenced[start : start + HOP]):
+            reported.append(trap)
+    assert [trap.kind for trap in reported] == ["silence"]
+    assert traps_in(silenced, Expected(), RATE, HOP) == reported
+    assert traps_in(speech[: HOP - 1], Expected(), RATE, HOP) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -10,16 +11,20 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from samplernn.audio.corpus import prepare
 from samplernn.config import Config, from_dict, merged
 from samplernn.model.baselines import BaselineBits
 from samplernn.training import dashboards, run
@@ -28,6 +33,15 @@ from tests.training.wandb_server import WandbServer
 
 BASELINES = BaselineBits(uniform=6.0, unigram=5.0, previous_sample=4.0)
 KEY = "0123456789" * 4
+SHOWN = {
+    "samples/t0_90-0": "step-0000006-t0.90-0",
+    "samples/t1_00-0": "step-0000006-t1.00-0",
+    "samples/prompt0-continued": "step-0000006-prompt0",
+    "samples/prompt0": "prompt0",
+    "samples/prompt0-truth": "prompt0-truth",
+    "samples/recording": "recording",
+}
+"""Audio on the dashboards, and the file in samples/ that it is."""
 
 
 def isolated(home: Path, **variables: str) -> dict[str, str]:
@@ -68,6 +82,14 @@ def _records(session: Path) -> list[dict[str, Any]]:
 
 def _rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def _wandb_config(records: list[dict[str, Any]]) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for record in records:
+        for holder in (record.get("run", {}).get("config", {}), record.get("config", {})):
+            config.update(holder.get("update", {}))
+    return config
 
 
 def _sessions(folder: Path) -> list[Path]:
@@ -119,7 +141,9 @@ def test_wandb_gets_every_row_of_the_metrics_file_with_the_training_step(
         shown.setdefault(row[dashboards.STEP], {}).update(row)
     with (offline[0] / "runs" / "toy" / "metrics.csv").open(newline="") as file:
         logged = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in logged] == sorted(shown) == [2, 4, 6]
+    assert [int(row["step"]) for row in logged] == [2, 4, 6]
+    assert sorted(shown) == [0, 2, 4, 6]  # recordings that do not change are shown at step 0
+    assert {key.partition(".")[0] for key in shown[0]} & set(logged[0]) == set()
     for row in logged:
         expected = {name: float(value) for name, value in row.items() if name != "step" and value}
         assert {name: shown[int(row["step"])][name] for name in expected} == pytest.approx(expected)
@@ -132,10 +156,7 @@ def test_wandb_gets_every_row_of_the_metrics_file_with_the_training_step(
 def test_wandb_gets_configuration_and_baselines(
     offline: tuple[Path, subprocess.CompletedProcess[str]], records: list[dict[str, Any]]
 ) -> None:
-    config: dict[str, Any] = {}
-    for record in records:
-        for holder in (record.get("run", {}).get("config", {}), record.get("config", {})):
-            config.update(holder.get("update", {}))
+    config = _wandb_config(records)
     assert config["model"]["dim"] == 16
     assert config["logger"] == "both"
     last = _rows(records)[-1], [row for row in _rows(records) if "validation/bits_per_sample" in row][-1]
@@ -152,14 +173,99 @@ def test_audio_at_wandb_is_what_was_generated_and_the_picture_is_there(
     folder = offline[0] / "runs" / "toy"
     files = _sessions(folder)[0] / "files"
     media = {key: value for row in _rows(records) for key, value in row.items() if key.endswith(".path")}
-    shown, rate = soundfile.read(files / media["samples/0.path"], dtype="int16")
-    generated, _ = soundfile.read(folder / "samples" / "step-0000006-0.wav", dtype="int16")
-    assert (rate, len(shown)) == (4000, 400)  # 0.1 s
-    np.testing.assert_array_equal(shown, generated)
-    assert soundfile.info(files / media["samples/recording.path"]).samplerate == 4000
-    picture = (files / media["samples/spectrograms.path"]).read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert _rows(records)[-1]["samples/spectrograms.width"] == 900
+    for name, file in SHOWN.items():
+        shown, rate = soundfile.read(files / media[f"{name}.path"], dtype="int16")
+        written, _ = soundfile.read(folder / "samples" / f"{file}.wav", dtype="int16")
+        assert rate == 4000
+        assert len(shown) == 400 or not file.startswith("step")  # 0.1 s
+        np.testing.assert_array_equal(shown, written)
+    pictures = {"": "spectrograms", "-codes": "codes", "-spectrum": "spectrum"}
+    for suffix, name in pictures.items():
+        picture = (files / media[f"samples/{name}.path"]).read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        ours = matplotlib.image.imread(folder / "samples" / f"step-0000006{suffix}.png")
+        np.testing.assert_array_equal(matplotlib.image.imread(files / media[f"samples/{name}.path"]), ours)
+        (width,) = {row[f"samples/{name}.width"] for row in _rows(records) if f"samples/{name}.width" in row}
+        assert width == 900
+
+
+def test_tensorboard_gets_the_same_audio_and_pictures(
+    offline: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder = offline[0] / "runs" / "toy"
+    events = EventAccumulator(str(folder)).Reload()
+    for name, file in SHOWN.items():
+        shown = events.Audio(name)
+        assert [entry.step for entry in shown][-1] == (6 if file.startswith("step") else 0)
+        got, rate = soundfile.read(io.BytesIO(shown[-1].encoded_audio_string), dtype="int16")
+        written, _ = soundfile.read(folder / "samples" / f"{file}.wav", dtype="int16")
+        assert rate == 4000
+        np.testing.assert_allclose(got, written, atol=1)  # by way of floats
+    for suffix, name in {"": "spectrograms", "-codes": "codes", "-spectrum": "spectrum"}.items():
+        got = matplotlib.image.imread(
+            io.BytesIO(events.Images(f"samples/{name}")[-1].encoded_image_string), format="png"
+        )
+        ours = matplotlib.image.imread(folder / "samples" / f"step-0000006{suffix}.png")
+        np.testing.assert_array_equal(got, ours)
+
+
+def test_the_grid_at_wandb_has_a_row_for_every_stream_of_a_step(
+    offline: tuple[Path, subprocess.CompletedProcess[str]], records: list[dict[str, Any]]
+) -> None:
+    folder = offline[0] / "runs" / "toy"
+    assert "samples/grid.artifact_path" in {key for row in _rows(records) for key in row}
+    contents = [record["artifact"]["manifest"]["contents"] for record in records if "artifact" in record][-1]
+    kept = {entry["path"]: Path(entry["local_path"]) for entry in contents}
+    assert all(path.is_relative_to(folder.resolve()) for path in kept.values())  # not in the user's home
+    grid = json.loads(kept["samples/grid.table.json"].read_text())
+    columns = grid["columns"]
+    assert columns == ["step", "what", "temperature", "seed", "stream", "prompt", "audio", "spectrogram"]
+    rows = [dict(zip(columns, row, strict=True)) for row in grid["data"]]
+    assert [(row["step"], row["temperature"], row["stream"], row["prompt"]) for row in rows] == [
+        (6, 0.9, 0, None),
+        (6, 1.0, 0, None),
+        (6, 0.9, 0, 0),
+    ]
+    for row, name in zip(rows, ("t0.90-0", "t1.00-0", "prompt0"), strict=True):
+        heard, _ = soundfile.read(kept[row["audio"]["path"]], dtype="int16")
+        written, _ = soundfile.read(folder / "samples" / f"step-0000006-{name}.wav", dtype="int16")
+        np.testing.assert_array_equal(heard, written)
+        assert kept[row["spectrogram"]["path"]].read_bytes().startswith(b"\x89PNG")
+
+
+def test_both_get_what_the_run_is_made_of(
+    offline: tuple[Path, subprocess.CompletedProcess[str]], records: list[dict[str, Any]], clips: Path
+) -> None:
+    """Corpus, machine and, as the current directory is no repository, no revision."""
+    folder = offline[0] / "runs" / "toy"
+    config = _wandb_config(records)
+    corpus = prepare(clips, 4000)
+    assert config["corpus"]["sha256"] == corpus.sha256
+    assert config["corpus"]["files"] == len(corpus.files)
+    assert config["hardware"]["cores"] == os.cpu_count()
+    assert set(config["hardware"]) == {"processor", "cores", "memory_gb", "gpus", "torch"}
+    assert "revision" not in config
+    assert socket.gethostname() not in json.dumps({**config["hardware"], **config["corpus"]})
+    text = EventAccumulator(str(folder)).Reload().Tensors("config/text_summary")
+    (shown,) = [entry.tensor_proto.string_val[0].decode() for entry in text]
+    assert yaml.safe_load(textwrap.dedent(shown)) == {
+        key: value for key, value in config.items() if not key.startswith("_")
+    }
+    assert json.loads((folder / "run.json").read_text())["about"] == {
+        key: config[key] for key in ("samplernn", "corpus", "hardware")
+    }
+
+
+def test_the_revision_is_that_of_the_current_directory(alone: Path, clips: Path) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "x"], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    outcome = run.start(clips, _config(), "toy")
+    (session,) = _sessions(outcome.folder)
+    records = _records(session)
+    assert _wandb_config(records)["revision"] == head.strip()
+    assert "git" not in next(record["run"] for record in records if record["type"] == "run")
 
 
 def test_nothing_about_the_machine_and_its_user_is_kept_for_upload(
@@ -179,8 +285,9 @@ def test_tensorboard_and_wandb_show_the_same_under_the_same_names(
     tags = events.Tags()
     board = {*tags["scalars"], *tags["images"], *tags["audio"]}
     keys = {key.partition(".")[0] for row in _rows(records) for key in row if not key.startswith("_")}
-    assert board - {"epoch"} == keys - {"epoch", dashboards.STEP}
-    assert {"validation/previous_sample_bits_per_sample", "samples/0", "samples/spectrograms"} < board
+    assert board - {"epoch"} == keys - {"epoch", dashboards.STEP, "samples/grid"}
+    assert {"validation/previous_sample_bits_per_sample", "samples/spectrograms", *SHOWN} < board
+    assert {"train/lr", "grad_norm/tier3", "train/samples_per_s", "memory/process_mb"} < board
     diagram = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert b"validation/bits_per_sample" in diagram
     assert b"validation/unigram_bits_per_sample" in diagram
@@ -198,6 +305,10 @@ def test_a_resumed_run_keeps_its_id_and_loses_no_row(
     assert [one["run_id"] for one in began] == [saved, saved]
     assert all(one["resume"] for one in began)  # uploaded, the second goes on behind the first
     assert [row[dashboards.STEP] for row in _rows(sessions[1]) if "train/lr" in row] == [8]
+    assert "samples/recording.path" not in {key for row in _rows(sessions[1]) for key in row}  # shown before
+    events = EventAccumulator(str(outcome.folder)).Reload()
+    assert [entry.step for entry in events.Audio("samples/prompt0-truth")] == [0]
+    assert events.Audio("samples/t0_90-0")[-1].step == 8
 
 
 def test_with_a_server_everything_arrives_the_best_checkpoint_too(
@@ -215,7 +326,7 @@ def test_with_a_server_everything_arrives_the_best_checkpoint_too(
         assert steps == [2, 4, 6]
         best = (outcome.folder / "checkpoints" / "best.ckpt").read_bytes()
         assert server.files["artifact/best.ckpt"] == best
-        (audio,) = [name for name in server.files if "samples/0_" in name]
+        (audio, *_) = [name for name in server.files if "samples/t0_90-0_" in name]
         assert server.files[audio].startswith(b"RIFF")
         assert server.finished == [0]
         # Resumed, it goes on behind the rows that are there: the server drops what goes back.

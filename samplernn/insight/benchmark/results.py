@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import yaml
 from rich.table import Table
 
 from samplernn.config import Config, UserError, from_dict, merged, presets
+from samplernn.training.hardware import processor
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,12 @@ def preset_config(preset: str, changes: dict[str, Any] | None = None) -> Config:
 def machine() -> dict[str, Any]:
     """What any figures were measured on."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    """Its name, as Linux says it, or what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def show(measured: Benchmark) -> Table:

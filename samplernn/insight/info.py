@@ -1,0 +1,142 @@
+"""`samplernn info`: what a model is made of, what it was trained on and how well, how to generate from it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samplernn.config import one_line
+from samplernn.insight.words import count, duration
+from samplernn.model.checkpoint import Checkpoint
+from samplernn.model.network import SampleRNN
+
+
+def describe(checkpoint: Checkpoint, given: str | Path) -> str:
+    """A page of plain text.
+
+    Args:
+        checkpoint: the model.
+        given: what the user called it: a file, a run or an export.
+    """
+    config, results = checkpoint.config, checkpoint.results
+    facts = _facts(Path(given))
+    parts = [
+        one_line(str(checkpoint.source)),
+        "",
+        diagram(checkpoint),
+        "",
+        _line("model", _model(checkpoint)),
+        _line(
+            "audio",
+            f"{config.data.sample_rate} Hz, {config.model.q_levels} {config.model.quantization} codes",
+        ),
+        _line("data", _data(checkpoint, facts)),
+        _line("trained", _trained(results, facts)),
+        _line("bits", _bits(results, facts)),
+        _line("weights", f"SHA-256 {checkpoint.weights_hash()[:16]}…"),
+        "",
+        f"samplernn generate {shlex.quote(str(given))} --duration 10 --num 4 --temperature 0.95",
+    ]
+    return "\n".join(part for part in parts if part is not None)
+
+
+def diagram(checkpoint: Checkpoint) -> str:
+    """The tiers below each other, slowest first: frame, rate, layers, parameters."""
+    config = checkpoint.config
+    rate, model = config.data.sample_rate, config.model
+    with torch.device("meta"):
+        network = SampleRNN(model)
+    rows = [("tier", "frame", "rate", "layers", "parameters")]
+    between = []
+    sizes = [*model.frame_sizes, 1]
+    for index, tier in enumerate([*network.tiers(), network.sample_level_mlp]):
+        size, is_last = sizes[index], index == len(sizes) - 1
+        parameters = sum(parameter.numel() for parameter in tier.parameters())
+        layers = f"{model.n_rnn} x {model.rnn.upper()} {model.dim}"
+        if is_last:
+            layers = f"MLP {model.dim}, of the last {count(sizes[index - 1], 'sample')}"
+        rows.append(
+            (
+                str(len(sizes) - index),
+                f"{count(size, 'sample')}, {_milliseconds(1000 * size / rate)}",
+                f"{rate / size:,.0f} Hz",
+                layers,
+                f"{parameters / 1e6:.2f} M",
+            )
+        )
+        if not is_last:
+            between.append(f"  | {size // sizes[index + 1]} per frame")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column in (2, 4) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    drawn = [lines[0], lines[1]]
+    for arrow, line in zip(between, lines[2:], strict=True):
+        drawn += [arrow, line]
+    return "\n".join(drawn)
+
+
+def _line(name: str, text: str | None) -> str | None:
+    return None if text is None else f"{name:<9}{text}"
+
+
+def _model(checkpoint: Checkpoint) -> str:
+    parameters = sum(value.numel() for value in checkpoint.weights.values())
+    return f"{checkpoint.config.model.n_tiers} tiers, {parameters / 1e6:.2f} M parameters"
+
+
+def _data(checkpoint: Checkpoint, facts: dict[str, Any]) -> str:
+    """How much audio; training's own part is known from the counts of its codes."""
+    trained = int(checkpoint.pair_counts.sum()) / checkpoint.config.data.sample_rate
+    text = f"{duration(trained)} of training audio"
+    corpus = facts.get("about", {}).get("corpus")
+    if corpus:
+        text += f", of {duration(60 * corpus['minutes'])} in {count(corpus['files'], 'file')}"
+    return text
+
+
+def _trained(results: dict[str, Any], facts: dict[str, Any]) -> str | None:
+    if "step" not in results:
+        return None
+    text = count(results["step"], "step")
+    if results.get("train_seconds"):
+        text += f", {duration(results['train_seconds'])}"
+    if facts.get("reason"):
+        text += f"; the run ended after {count(facts['step'], 'step')}: {facts['reason']}"
+    elif facts.get("state"):
+        text += f"; the run is {facts['state']}"
+    return text
+
+
+def _bits(results: dict[str, Any], facts: dict[str, Any]) -> str | None:
+    """Per sample, beside what the baselines need."""
+    bits = results.get("validation_bits_per_sample")
+    found = [] if bits is None else [f"validation {bits:.3f}"]
+    if test := facts.get("test"):
+        baselines = test["baselines"]
+        found.append(
+            f"test {test['bits_per_sample']:.3f} (previous sample {baselines['previous_sample']:.3f}, "
+            f"unigram {baselines['unigram']:.3f}, uniform {baselines['uniform']:.3f})"
+        )
+    return f"{', '.join(found)} per sample" if found else None
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms"
+
+
+def _facts(given: Path) -> dict[str, Any]:
+    """What `run.json` says, if a run was given."""
+    try:
+        found: dict[str, Any] = json.loads((given / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
