@@ -140,8 +140,8 @@ class Samples(pl.Callback):
         block = min(num_samples, round(BLOCK_SECONDS * self.sample_rate))
         if not trainer.should_stop:
             if self._seconds_per_sample is None:  # the first time, try how long a block takes;
-                for _ in range(2):  # twice, for the first may have to compile
-                    self._timed(lambda: self._generate(pl_module, block), block)
+                self._generate(pl_module, block)  # compiles the engine, once on a machine: not our time
+                self._timed(lambda: self._generate(pl_module, block), block)
             num_samples = min(num_samples, self._affordable(pl_module.clock.seconds))
         if num_samples >= block:
             self._timed(lambda: self._store(trainer, pl_module, num_samples), num_samples)
