@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from samplernn.config import UserError
+import sys
+
+from samplernn.config import ModelConfig, UserError
 from samplernn.generation.engines.base import Engine
 from samplernn.generation.engines.reference import ReferenceEngine
 from samplernn.model.network import SampleRNN
@@ -26,12 +28,18 @@ def open_engine(
         threads: of engine cpu at most; None: one per core.
 
     Raises:
-        UserError: an unknown engine, or a dtype that the engine does not have.
+        UserError: an unknown engine, a dtype that the engine does not have, or a model that it cannot serve.
     """
     if engine not in CHOICES:
         raise UserError(f"unknown engine {engine!r}; there are: {', '.join(CHOICES)}")
     if dtype not in DTYPE_CHOICES:
         raise UserError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPE_CHOICES)}")
+    missing = beyond_fused(model.config)
+    if missing and engine == "auto":
+        print(f"engine reference, the generic one: the others have no {missing}", file=sys.stderr, flush=True)
+        engine = "reference"
+    elif missing and engine != "reference":
+        raise UserError(f"engine {engine} has no {missing}: use engine reference, or auto")
     name = "cpu" if engine == "auto" else engine
     if dtype == "auto":
         dtype = DTYPES[name][0]
@@ -42,3 +50,10 @@ def open_engine(
     from samplernn.generation.engines.cpu import CpuEngine  # numba takes a moment to import
 
     return CpuEngine(model, dtype, threads)
+
+
+def beyond_fused(config: ModelConfig) -> str:
+    """What of a model only the reference engine knows, in a few words; empty: the fused engines serve it."""
+    if config.rnn not in ("gru", "lstm"):
+        return f"cell {config.rnn}"
+    return ""
