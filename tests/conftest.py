@@ -7,6 +7,11 @@ import os
 # One thread per process, also in subprocesses: at toy size more threads only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
 
+import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton: its kernels run in its interpreter
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import shutil
 import subprocess
 from collections.abc import Iterator

@@ -120,6 +120,13 @@ class Sampling:
         """Of each draw of a call, float32 ``[B, length]``; read only."""
         return np.broadcast_to(np.asarray(self.temperature, np.float32), (num_streams, length))
 
+    def inverse_temperatures(self, num_streams: int, length: int) -> NDArray[np.float32]:
+        """1 / temperature of each draw, float32 ``[B, length]``: 0 stands for greedy."""
+        temperatures = self.temperatures(num_streams, length)
+        with np.errstate(divide="ignore", over="ignore"):
+            inverted = np.minimum(np.float32(1) / temperatures, np.float32(1 / LEAST))
+        return np.where(temperatures == 0, np.float32(0), inverted)
+
     def draw(self, logits: Tensor, uniform: Tensor, temperature: Tensor) -> Tensor:
         """One code per row, by inverting the cumulative distribution.
 

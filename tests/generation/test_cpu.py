@@ -17,7 +17,7 @@ from numba import njit
 
 from samplernn.config import ModelConfig
 from samplernn.generation.engines import cpu_program, open_engine
-from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace, inverse, sharings
+from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace, sharings
 from samplernn.generation.engines.cpu_kernels import PER_STEP, ROWS, STEPS, dot_instruction, matrix_product
 from samplernn.generation.engines.cpu_weights import pack, to_bfloat16
 from samplernn.generation.sampling import Randomness, Sampling
@@ -88,7 +88,7 @@ def test_a_code_is_drawn_as_by_the_reference(seed: int, temperature: float, top_
     sampling = Sampling(temperature, top_k, top_p)
     column = sampling.temperatures(40, 1).copy()
     expected = sampling.draw(*(torch.from_numpy(x) for x in (logits, uniforms, column)))[:, 0]
-    warmth = inverse(column)
+    warmth = sampling.inverse_temperatures(40, 1)
     choice = cpu_program.Choice(False, False, uniforms, warmth, top_k, np.float32(top_p))
     room = np.empty(37, np.float32)
     drawn = [

@@ -15,17 +15,18 @@ from samplernn.model.network import SampleRNN
 
 TIERS = [(4,), (8, 2), (12, 4, 2)]
 ENGINES = [("reference", "float32"), ("cpu", "float32"), ("cpu", "bfloat16"), ("cpu", "int8")]
-EXACT = [engine for engine, dtype in ENGINES if dtype == "float32"]
+ON_GPU = [("cuda", "float32"), ("cuda", "bfloat16")]  # interpreted on the CPU: tests/generation/test_cuda.py
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
-@pytest.fixture(params=ENGINES, ids="-".join)
+@pytest.fixture(params=[*ENGINES, *(pytest.param(engine, marks=GPU) for engine in ON_GPU)], ids="-".join)
 def choice(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Each engine with each dtype."""
     choice: tuple[str, str] = request.param
     return choice
 
 
-@pytest.fixture(params=EXACT)
+@pytest.fixture(params=["reference", "cpu", pytest.param("cuda", marks=GPU)])
 def exact(request: pytest.FixtureRequest) -> str:
     """Each engine, in float32."""
     name: str = request.param

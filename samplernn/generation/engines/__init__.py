@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+
+import torch
 
 from samplernn.config import ModelConfig, UserError
 from samplernn.generation.engines.base import Engine
 from samplernn.generation.engines.reference import ReferenceEngine
 from samplernn.model.network import SampleRNN
 
-DTYPES = {"cpu": ("int8", "bfloat16", "float32"), "reference": ("float32",)}
+DTYPES = {
+    "cuda": ("bfloat16", "float32"),
+    "cpu": ("int8", "bfloat16", "float32"),
+    "reference": ("float32",),
+}
 """Engines, best first, and the dtypes of their weights, fastest first."""
 CHOICES = ("auto", *DTYPES)
 DTYPE_CHOICES = ("auto", *DTYPES["cpu"])
@@ -34,22 +41,66 @@ def open_engine(
         raise UserError(f"unknown engine {engine!r}; there are: {', '.join(CHOICES)}")
     if dtype not in DTYPE_CHOICES:
         raise UserError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPE_CHOICES)}")
+    if engine == "auto":
+        return _best(model, dtype, threads)
+    if dtype != "auto" and dtype not in DTYPES[engine]:
+        raise UserError(f"engine {engine} has no dtype {dtype}; it has: {', '.join(DTYPES[engine])}")
     missing = beyond_fused(model.config)
-    if missing and engine == "auto":
-        print(f"engine reference, the generic one: the others have no {missing}", file=sys.stderr, flush=True)
-        engine = "reference"
-    elif missing and engine != "reference":
+    if missing and engine != "reference":
         raise UserError(f"engine {engine} has no {missing}: use engine reference, or auto")
-    name = "cpu" if engine == "auto" else engine
-    if dtype == "auto":
-        dtype = DTYPES[name][0]
-    if dtype not in DTYPES[name]:
-        raise UserError(f"engine {name} has no dtype {dtype}; it has: {', '.join(DTYPES[name])}")
-    if name == "reference":
+    if engine == "cuda" and (reason := without_cuda()):
+        raise UserError(f"engine cuda cannot run here: {reason}; use engine cpu, or auto")
+    return _opened(model, engine, DTYPES[engine][0] if dtype == "auto" else dtype, threads)
+
+
+def _best(model: SampleRNN, dtype: str, threads: int | None) -> Engine:
+    """What `auto` stands for; says so where it is not the best that one might expect."""
+    if missing := beyond_fused(model.config):
+        _say(f"engine reference, the generic one: the others have no {missing}")
+        return open_engine(model, "reference", dtype)
+    reason = "" if dtype in ("auto", *DTYPES["cuda"]) else f"engine cuda has no dtype {dtype}"
+    if reason := reason or without_cuda():
+        if torch.cuda.is_available():
+            _say(f"engine cpu, although there is a GPU: {reason}")
+    else:
+        try:
+            return open_engine(model, "cuda", dtype)
+        except Exception as error:  # whatever drivers, compilers and GPUs may come up with
+            _say(f"engine cpu, although there is a GPU: engine cuda fails on it ({first_line(error)})")
+    return open_engine(model, "cpu", dtype, threads)
+
+
+def _opened(model: SampleRNN, engine: str, dtype: str, threads: int | None) -> Engine:
+    """The engine; Numba and Triton take a moment to import, and only who asks for them waits for them."""
+    if engine == "reference":
         return ReferenceEngine(model)
-    from samplernn.generation.engines.cpu import CpuEngine  # numba takes a moment to import
+    if engine == "cuda":
+        from samplernn.generation.engines.cuda import CudaEngine
+
+        return CudaEngine(model, dtype)
+    from samplernn.generation.engines.cpu import CpuEngine
 
     return CpuEngine(model, dtype, threads)
+
+
+def without_cuda() -> str:
+    """Why the CUDA engine cannot run on this machine; empty if it can."""
+    if not torch.cuda.is_available():
+        return "there is no NVIDIA GPU that PyTorch can use"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than Ampere and cannot multiply bfloat16"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (it comes with PyTorch for Linux)"
+    return ""
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error, and what it says first."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def beyond_fused(config: ModelConfig) -> str:

@@ -81,7 +81,7 @@ class CpuEngine:
             False,
             False,
             randomness.uniforms(position, length),
-            inverse(sampling.temperatures(len(position), length)),
+            sampling.inverse_temperatures(len(position), length),
             sampling.top_k,
             np.float32(sampling.top_p),
         )
@@ -229,13 +229,6 @@ def _given(num_streams: int) -> cpu_program.Choice:
     """Codes are there already."""
     unused = np.zeros((num_streams, 0), np.float32)
     return cpu_program.Choice(True, False, unused, unused, 0, np.float32(1))
-
-
-def inverse(temperatures: NDArray[np.float32]) -> NDArray[np.float32]:
-    """1 / temperature as the program wants it, ``[B, length]``: 0 stands for greedy."""
-    with np.errstate(divide="ignore", over="ignore"):
-        inverted = np.minimum(np.float32(1) / temperatures, np.float32(1e30))
-    return np.where(temperatures == 0, np.float32(0), inverted)
 
 
 def cores() -> int:

@@ -1,0 +1,563 @@
+"""What happens on a GPU between two samples, in Triton: one program that stays, `advance`.
+
+All its blocks ("programs" in Triton's words) live as long as the call. They share out the work of a stage in
+tiles, then wait for each other; a sample is four such stages, a frame three or more. Nothing comes back
+to the host in between, so that one stream is not bound by kernel launches.
+
+A stream's numbers never depend on its neighbours. Tiles differ in shape with the number of streams, but each
+element is the same chain of instructions (`mma.sync` of 16 x 8 x 16; wider ones of newer GPUs add in another
+order, and tiles of at most 32 rows keep the compiler from them), and sums over codes always run in tiles of
+`DRAWN` rows on four warps.
+
+Everything is padded: rows to a multiple of the tile, units to a multiple of 64 with zero weights, which keeps
+the padding at zero, codes to a power of two with biases that make them impossible.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+WARPS = 4
+"""Of every variant: the order of a sum depends on it."""
+DRAWN = tl.constexpr(4)
+"""Rows that are gathered or drawn together."""
+IMPOSSIBLE = -1e30
+"""Bias of a code that only fills up."""
+
+_COUNTED = tl.constexpr(8)
+
+
+@triton.jit
+def arrive(counter):
+    """Tell the other blocks that this one has written what it had to."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def wait(counter, target):
+    """Wait until so many arrived, and see what they wrote."""
+    arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+    while arrived < target:
+        arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+    tl.debug_barrier()
+
+
+@triton.jit
+def product(x, weights, row, column, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """A tile of ``x @ weights.T``: rows from `row`, columns from `column`; float32 ``[BM, BN]``.
+
+    Four chains over a quarter of the inputs each, which do not wait for one another.
+
+    Args:
+        x: ``[rows, K]``.
+        weights: ``[columns, K]``.
+    """
+    rows, columns, inputs = row + tl.arange(0, BM), column + tl.arange(0, BN), tl.arange(0, BK)
+    x_at = x + rows[:, None] * K + inputs[None, :]
+    w_at = weights + columns[None, :] * K + inputs[:, None]
+    quarter: tl.constexpr = K // 4
+    first = tl.zeros((BM, BN), tl.float32)
+    second = tl.zeros((BM, BN), tl.float32)
+    third = tl.zeros((BM, BN), tl.float32)
+    fourth = tl.zeros((BM, BN), tl.float32)
+    for k in tl.range(0, quarter, BK):
+        first = tl.dot(tl.load(x_at + k), tl.load(w_at + k), first, input_precision="ieee")
+        second = tl.dot(
+            tl.load(x_at + (quarter + k)), tl.load(w_at + (quarter + k)), second, input_precision="ieee"
+        )
+        third = tl.dot(
+            tl.load(x_at + (2 * quarter + k)),
+            tl.load(w_at + (2 * quarter + k)),
+            third,
+            input_precision="ieee",
+        )
+        fourth = tl.dot(
+            tl.load(x_at + (3 * quarter + k)),
+            tl.load(w_at + (3 * quarter + k)),
+            fourth,
+            input_precision="ieee",
+        )
+    return (first + second) + (third + fourth)
+
+
+@triton.jit
+def project(
+    codes, weights, biases, conditioning, out, row, column, code_stride, Q_ZERO: tl.constexpr,
+    SCALE: tl.constexpr, FRAME: tl.constexpr, PADDED: tl.constexpr, HAS_ABOVE: tl.constexpr, D: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """A tile of a tier's input: the projected frame, plus what the tier above passes down.
+
+    Args:
+        codes: at the frame's first sample, of row 0.
+        weights: float32 ``[D, PADDED]``.
+        conditioning: of this step, ``[rows, D]``.
+        out: ``[rows, D]``.
+    """
+    rows, columns = row + tl.arange(0, BM), column + tl.arange(0, BN)
+    total = tl.zeros((BM, BN), tl.float32)
+    for first in tl.range(0, PADDED, 16):
+        sample = first + tl.arange(0, 16)
+        code = tl.load(codes + rows[:, None] * code_stride + sample[None, :], sample[None, :] < FRAME, Q_ZERO)
+        amplitude = (code - Q_ZERO).to(tl.float32) * SCALE
+        weight = tl.load(weights + columns[None, :] * PADDED + sample[:, None])
+        total = tl.dot(amplitude, weight, total, input_precision="ieee")
+    total += tl.load(biases + columns)[None, :]
+    at = rows[:, None] * D + columns[None, :]
+    if HAS_ABOVE:
+        total += tl.load(conditioning + at)
+    tl.store(out + at, total.to(out.dtype.element_ty))
+
+
+@triton.jit
+def tanh(x):
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+@triton.jit
+def gru(
+    x, before, weights, biases, hidden, after, row, unit, D: tl.constexpr, BM: tl.constexpr,
+    BU: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """A tile of a GRU layer's step, as `reference.gru_step`.
+
+    Args:
+        x: ``[rows, D]``.
+        before: hidden vectors in the precision of products, ``[rows, D]``.
+        weights: ``[2, 3, D, D]``: of the input, of the hidden vector.
+        biases: float32 ``[2, 3, D]``.
+        hidden: the same in float32; replaced.
+        after: as `before`, of this step.
+    """
+    rows, units, inputs = row + tl.arange(0, BM), unit + tl.arange(0, BU), tl.arange(0, BK)
+    x_at = rows[:, None] * D + inputs[None, :]
+    w_at = weights + units[None, :] * D + inputs[:, None]
+    gate: tl.constexpr = D * D
+    reset_x = tl.zeros((BM, BU), tl.float32)
+    update_x = tl.zeros((BM, BU), tl.float32)
+    new_x = tl.zeros((BM, BU), tl.float32)
+    reset_h = tl.zeros((BM, BU), tl.float32)
+    update_h = tl.zeros((BM, BU), tl.float32)
+    new_h = tl.zeros((BM, BU), tl.float32)
+    for k in tl.range(0, D, BK):
+        part = tl.load(x + x_at + k)
+        reset_x = tl.dot(part, tl.load(w_at + k), reset_x, input_precision="ieee")
+        update_x = tl.dot(part, tl.load(w_at + (gate + k)), update_x, input_precision="ieee")
+        new_x = tl.dot(part, tl.load(w_at + (2 * gate + k)), new_x, input_precision="ieee")
+        part = tl.load(before + x_at + k)
+        reset_h = tl.dot(part, tl.load(w_at + (3 * gate + k)), reset_h, input_precision="ieee")
+        update_h = tl.dot(part, tl.load(w_at + (4 * gate + k)), update_h, input_precision="ieee")
+        new_h = tl.dot(part, tl.load(w_at + (5 * gate + k)), new_h, input_precision="ieee")
+    bias = biases + units
+    reset = tl.sigmoid(reset_x + reset_h + (tl.load(bias) + tl.load(bias + 3 * D))[None, :])
+    update = tl.sigmoid(update_x + update_h + (tl.load(bias + D) + tl.load(bias + 4 * D))[None, :])
+    new_h += tl.load(bias + 5 * D)[None, :]
+    new = tanh(new_x + tl.load(bias + 2 * D)[None, :] + reset * new_h)
+    at = rows[:, None] * D + units[None, :]
+    result = new + update * (tl.load(hidden + at) - new)
+    tl.store(hidden + at, result)
+    tl.store(after + at, result.to(after.dtype.element_ty))
+
+
+@triton.jit
+def lstm(
+    x, before, weights, biases, hidden, cell, after, row, unit, D: tl.constexpr, BM: tl.constexpr,
+    BU: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """A tile of an LSTM layer's step, as `reference.lstm_step`; arguments as of `gru`, with four gates.
+
+    Args:
+        cell: float32 ``[rows, D]``; replaced.
+    """
+    rows, units, inputs = row + tl.arange(0, BM), unit + tl.arange(0, BU), tl.arange(0, BK)
+    x_at = rows[:, None] * D + inputs[None, :]
+    w_at = weights + units[None, :] * D + inputs[:, None]
+    gate: tl.constexpr = D * D
+    in_x = tl.zeros((BM, BU), tl.float32)
+    keep_x = tl.zeros((BM, BU), tl.float32)
+    new_x = tl.zeros((BM, BU), tl.float32)
+    out_x = tl.zeros((BM, BU), tl.float32)
+    in_h = tl.zeros((BM, BU), tl.float32)
+    keep_h = tl.zeros((BM, BU), tl.float32)
+    new_h = tl.zeros((BM, BU), tl.float32)
+    out_h = tl.zeros((BM, BU), tl.float32)
+    for k in tl.range(0, D, BK):
+        part = tl.load(x + x_at + k)
+        in_x = tl.dot(part, tl.load(w_at + k), in_x, input_precision="ieee")
+        keep_x = tl.dot(part, tl.load(w_at + (gate + k)), keep_x, input_precision="ieee")
+        new_x = tl.dot(part, tl.load(w_at + (2 * gate + k)), new_x, input_precision="ieee")
+        out_x = tl.dot(part, tl.load(w_at + (3 * gate + k)), out_x, input_precision="ieee")
+        part = tl.load(before + x_at + k)
+        in_h = tl.dot(part, tl.load(w_at + (4 * gate + k)), in_h, input_precision="ieee")
+        keep_h = tl.dot(part, tl.load(w_at + (5 * gate + k)), keep_h, input_precision="ieee")
+        new_h = tl.dot(part, tl.load(w_at + (6 * gate + k)), new_h, input_precision="ieee")
+        out_h = tl.dot(part, tl.load(w_at + (7 * gate + k)), out_h, input_precision="ieee")
+    bias = biases + units
+    let_in = tl.sigmoid(in_x + in_h + (tl.load(bias) + tl.load(bias + 4 * D))[None, :])
+    keep = tl.sigmoid(keep_x + keep_h + (tl.load(bias + D) + tl.load(bias + 5 * D))[None, :])
+    new = tanh(new_x + new_h + (tl.load(bias + 2 * D) + tl.load(bias + 6 * D))[None, :])
+    let_out = tl.sigmoid(out_x + out_h + (tl.load(bias + 3 * D) + tl.load(bias + 7 * D))[None, :])
+    at = rows[:, None] * D + units[None, :]
+    remembered = keep * tl.load(cell + at) + let_in * new
+    result = let_out * tanh(remembered)
+    tl.store(cell + at, remembered)
+    tl.store(hidden + at, result)
+    tl.store(after + at, result.to(after.dtype.element_ty))
+
+
+@triton.jit
+def gathered(
+    codes, table, rows, units, code_stride, PLACES: tl.constexpr, Q_LEVELS: tl.constexpr, D: tl.constexpr
+):  # fmt: skip
+    """The first layer without conditioning: what the codes of the window add, float32 ``[rows, units]``.
+
+    Args:
+        codes: at the window's first sample, of row 0.
+        table: ``[frame, Q_LEVELS, D]``.
+    """
+    total = tl.zeros((rows.shape[0], units.shape[0]), tl.float32)
+    for place in tl.static_range(PLACES):
+        code = tl.load(codes + rows * code_stride + place)
+        total += tl.load(table + (place * Q_LEVELS + code)[:, None] * D + units[None, :]).to(tl.float32)
+    return total
+
+
+@triton.jit
+def gathered_by_one(codes, table, units, PLACES: tl.constexpr, Q_LEVELS: tl.constexpr, D: tl.constexpr):
+    """`gathered` of the only row over the first places of the window, in the shape of `units`."""
+    total = tl.zeros(units.shape, tl.float32)
+    for place in tl.static_range(PLACES):
+        code = tl.load(codes + place)
+        total += tl.load(table + (place * Q_LEVELS + code) * D + units).to(tl.float32)
+    return total
+
+
+@triton.jit
+def drawn(
+    logits, rows, uniform, inverse_temperature, top_k, top_p, Q: tl.constexpr, FILTERED: tl.constexpr
+):  # fmt: skip
+    """A code for each row, as `Sampling.draw`; int32 ``[rows]``.
+
+    Args:
+        logits: float32 ``[all rows, Q]``.
+        uniform: ``[rows]``.
+        inverse_temperature: ``[rows]``; 0 takes the most probable code.
+    """
+    code = tl.arange(0, Q)
+    logit = tl.load(logits + rows[:, None] * Q + code[None, :])
+    highest = tl.max(logit, axis=1)
+    weight = tl.exp((logit - highest[:, None]) * inverse_temperature[:, None])
+    if FILTERED:
+        weight = kept(logits, rows, weight, highest, inverse_temperature, top_k, top_p, Q)
+    cumulative = tl.cumsum(weight, axis=1)
+    target = uniform * tl.max(cumulative, axis=1)
+    is_possible = weight > 0
+    is_beyond = is_possible & (cumulative > target[:, None])
+    # Rounding may leave none beyond the target, or (sums run in a tree) one of weight zero, never both.
+    last = tl.max(tl.where(is_possible, code[None, :], 0), axis=1)
+    chosen = tl.minimum(tl.min(tl.where(is_beyond, code[None, :], Q), axis=1), last)
+    likeliest = tl.min(tl.where(logit == highest[:, None], code[None, :], Q), axis=1)
+    return tl.where(inverse_temperature == 0, likeliest, chosen)
+
+
+@triton.jit
+def kept(logits, rows, weight, highest, inverse_temperature, top_k, top_p, Q: tl.constexpr):
+    """The weights ``[rows, Q]`` without those that top-k or top-p leave out.
+
+    A code stays if fewer than top_k are more probable, and if those before it in the order of probability
+    (of equal ones, the lower code) have less than top_p of the weight.
+    """
+    code = tl.arange(0, Q)
+    more_probable = tl.zeros(weight.shape, tl.int32)
+    weight_before = tl.zeros(weight.shape, tl.float32)
+    for first in tl.range(0, Q, _COUNTED):
+        other = first + tl.arange(0, _COUNTED)
+        logit = tl.load(logits + rows[:, None] * Q + other[None, :])
+        theirs = tl.exp((logit - highest[:, None]) * inverse_temperature[:, None])[:, None, :]
+        mine = weight[:, :, None]
+        is_more = theirs > mine
+        is_before = is_more | ((theirs == mine) & (other[None, None, :] < code[None, :, None]))
+        more_probable += tl.sum(is_more.to(tl.int32), axis=2)
+        weight_before += tl.sum(tl.where(is_before, theirs, 0.0), axis=2)
+    weight = tl.where((top_k <= 0) | (more_probable < top_k), weight, 0.0)
+    limit = top_p * tl.sum(weight, axis=1)
+    return tl.where((top_p >= 1) | (weight_before < limit[:, None]), weight, 0.0)
+
+
+@triton.jit
+def surprise(logits, rows, codes, Q: tl.constexpr):
+    """Negative log-likelihood of a code for each row, in nats."""
+    code = tl.arange(0, Q)
+    logit = tl.load(logits + rows[:, None] * Q + code[None, :])
+    highest = tl.max(logit, axis=1)
+    total = tl.sum(tl.exp(logit - highest[:, None]), axis=1)
+    mine = tl.sum(tl.where(code[None, :] == codes[:, None], logit, 0.0), axis=1)
+    return tl.log(total) + highest - mine
+
+
+@triton.jit
+def meet(counter, target):
+    """All blocks wait for each other; returns the next target."""
+    target += tl.num_programs(0)
+    arrive(counter)
+    wait(counter, target)
+    return target
+
+
+@triton.jit
+def resident(weights, column, K: tl.constexpr, BN: tl.constexpr):
+    """The weights of some columns as `product_of_one` takes them, ``[4, K / 4, BN]``."""
+    quarter: tl.constexpr = K // 4
+    part, inputs, columns = tl.arange(0, 4), tl.arange(0, quarter), column + tl.arange(0, BN)
+    at = columns[None, None, :] * K + part[:, None, None] * quarter + inputs[None, :, None]
+    return tl.load(weights + at)
+
+
+@triton.jit
+def product_of_one(x, weights, BN: tl.constexpr):
+    """What `product` gives for the only row, to the last bit: a warp for each quarter of the inputs.
+
+    Args:
+        x: ``[4, K / 4]``.
+        weights: `resident`.
+
+    Returns:
+        float32 ``[16, BN]``: sixteen times the same row, as the instruction has sixteen.
+    """
+    rows = tl.broadcast_to(x.to(weights.dtype)[:, None, :], (4, 16, x.shape[1]))
+    parts = tl.dot(rows, weights, input_precision="ieee")  # [4, 16, BN]
+    even, odd = tl.split(tl.permute(tl.reshape(parts, (2, 2, 16, BN)), (0, 2, 3, 1)))
+    left, right = tl.split(tl.permute(even + odd, (1, 2, 0)))
+    return left + right
+
+
+@triton.jit
+def uniforms(seed, streams, samples):
+    """As `Randomness.uniforms`: of streams ``[rows]`` at their samples, int64 ``[rows]``."""
+    low = (samples & 0xFFFFFFFF).to(tl.uint32)
+    high = (samples >> 32).to(tl.uint32)
+    word, _, _, _ = tl.philox(seed, low, high, streams.to(tl.uint32), tl.zeros_like(low))
+    return (word >> 8).to(tl.float32) * (1 / 16777216)
+
+
+@triton.jit
+def step_tier(
+    now, t, above, projections, projection_biases, cells, cell_biases, upsampling, upsampling_biases,
+    hidden, cell, narrow, tier_input, conditioning, counter, target, num_rows, code_stride, version_stride,
+    FRAME: tl.constexpr, PADDED: tl.constexpr, RATIO: tl.constexpr, HAS_ABOVE: tl.constexpr,
+    LAYERS: tl.constexpr, D: tl.constexpr, Q_LEVELS: tl.constexpr, IS_LSTM: tl.constexpr,
+    BM: tl.constexpr, BN_UP: tl.constexpr, BU: tl.constexpr, BK: tl.constexpr, BK_QUARTER: tl.constexpr,
+):  # fmt: skip
+    """One step of a tier: project its frame, step its layers, upsample; returns the next target.
+
+    All pointers but `now` begin at what is the tier's own; see `advance`.
+    """
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    row_tiles = num_rows // BM
+    MATRICES: tl.constexpr = 8 if IS_LSTM else 6
+    tile = block
+    while tile < row_tiles * (D // BU):
+        project(
+            now - FRAME, projections, projection_biases, above, tier_input, tile % row_tiles * BM,
+            tile // row_tiles * BU, code_stride, Q_LEVELS // 2, 4 / Q_LEVELS, FRAME, PADDED, HAS_ABOVE, D,
+            BM, BU,
+        )  # fmt: skip
+        tile += blocks
+    target = meet(counter, target)
+    version = t // FRAME % 2
+    x = tier_input
+    for layer in tl.static_range(LAYERS):
+        before = narrow + version * version_stride + layer * (num_rows * D)
+        after = narrow + (1 - version) * version_stride + layer * (num_rows * D)
+        weights, biases = cells + layer * (MATRICES * D * D), cell_biases + layer * (MATRICES * D)
+        state = hidden + layer * (num_rows * D)
+        tile = block
+        while tile < row_tiles * (D // BU):
+            row, unit = tile % row_tiles * BM, tile // row_tiles * BU
+            if IS_LSTM:
+                remembered = cell + layer * (num_rows * D)
+                lstm(x, before, weights, biases, state, remembered, after, row, unit, D, BM, BU, BK)
+            else:
+                gru(x, before, weights, biases, state, after, row, unit, D, BM, BU, BK)
+            tile += blocks
+        target = meet(counter, target)
+        x = after
+    tile = block
+    while tile < row_tiles * (RATIO * D // BN_UP):
+        row, column = tile % row_tiles * BM, tile // row_tiles * BN_UP
+        total = product(x, upsampling, row, column, D, BM, BN_UP, BK_QUARTER)
+        total += tl.load(upsampling_biases + column + tl.arange(0, BN_UP))[None, :]
+        rows, units = row + tl.arange(0, BM), column % D + tl.arange(0, BN_UP)
+        tl.store(conditioning + column // D * (num_rows * D) + rows[:, None] * D + units[None, :], total)
+        tile += blocks
+    return meet(counter, target)
+
+
+@triton.jit(do_not_specialize=["num_rows", "length", "top_k", "top_p"])
+def advance(
+    # The network, as `cuda_weights` packs it.
+    projections, projection_biases, cells, cell_biases, upsampling, upsampling_biases, table,
+    hidden_weights, hidden_biases, output_weights, output_biases,
+    # The streams' state, and what stages pass on.
+    codes, hidden, cell, narrow, tier_input, conditioning, first, second, logits, nll,
+    # How codes are drawn.
+    inverse_temperatures, positions, streams, seeds, top_k, top_p,
+    # The call.
+    counter, num_rows, length, TIERS: tl.constexpr, LAYERS: tl.constexpr, D: tl.constexpr, Q: tl.constexpr,
+    Q_LEVELS: tl.constexpr, IS_LSTM: tl.constexpr, IS_ALONE: tl.constexpr,
+    IS_GIVEN: tl.constexpr, IS_FILTERED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BN_UP: tl.constexpr, BN_OUT: tl.constexpr, BU: tl.constexpr, BK: tl.constexpr, BK_QUARTER: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """Advance all streams by `length` samples.
+
+    Args:
+        projections: of each tier float32 ``[D, padded frame]``, one after the other.
+        projection_biases: float32 ``[tiers, D]``.
+        cells: ``[tiers, LAYERS, 2, gates, D, D]``.
+        cell_biases: float32 ``[tiers, LAYERS, 2, gates, D]``.
+        upsampling: of each tier ``[ratio, D, D]``, one after the other.
+        upsampling_biases: alike, float32 ``[ratio, D]``.
+        table: ``[frame, Q_LEVELS, D]``.
+        hidden_weights: ``[D, D]``.
+        hidden_biases: float32 ``[D]``.
+        output_weights: ``[Q, D]``.
+        output_biases: float32 ``[Q]``.
+        codes: int32 ``[num_rows, lookback + length]``: the past, then what is drawn or given.
+        hidden: float32 ``[tiers, LAYERS, num_rows, D]``.
+        cell: of an LSTM, alike.
+        narrow: `hidden` in the precision of products, before and after a step by turns, ``[2, …]``.
+        tier_input: ``[num_rows, D]``.
+        conditioning: of each tier float32 ``[ratio, num_rows, D]``, one after the other.
+        first: ``[num_rows, D]``.
+        second: ``[num_rows, D]``.
+        logits: float32 ``[num_rows, Q]``.
+        nll: float32 ``[num_rows, length]``, written where codes are given.
+        inverse_temperatures: float32 ``[num_rows, length]``; 0 takes the most probable code.
+        positions: int64 ``[num_rows]``.
+        streams: int64 ``[num_rows]``.
+        seeds: int64 ``[1]``, the bits of the seed.
+        top_k: 0 for all.
+        top_p: 1 for all.
+        counter: int32, zero.
+        num_rows: a multiple of BM; streams and padding.
+        length: a multiple of the largest frame.
+        TIERS: of each tier (frame, padded frame, ratio, start in `projections`, vectors before its own in
+            `upsampling`).
+        IS_ALONE: one stream: every block draws and adds up the first layer for itself, which saves two
+            meetings per sample, and keeps its share of the MLP's weights in registers.
+    """
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    N_TIERS: tl.constexpr = len(TIERS)
+    LOOKBACK: tl.constexpr = TIERS[0][0]
+    FASTEST: tl.constexpr = TIERS[N_TIERS - 1][0]
+    row_tiles = num_rows // BM
+    GATES: tl.constexpr = 4 if IS_LSTM else 3
+    drawing = tl.arange(0, DRAWN)
+    code_stride = length + LOOKBACK
+    seed = tl.load(seeds)
+    target = 0
+    if IS_ALONE:
+        quarters = tl.arange(0, 4)[:, None] * (D // 4) + tl.arange(0, D // 4)[None, :]  # all units
+        hidden_tile = resident(hidden_weights, block * BN % D, D, BN)
+        output_tile = resident(output_weights, block * BN_OUT % Q, D, BN_OUT)
+        early = gathered_by_one(codes + (LOOKBACK - FASTEST), table, quarters, FASTEST - 1, Q_LEVELS, D)
+        latest = tl.load(codes + (LOOKBACK - 1))
+    t = 0
+    while t < length:
+        now = codes + LOOKBACK + t
+        if IS_ALONE:  # noqa: SIM102 (a condition of its own, so that the compiler sees that it is constant)
+            if t % FASTEST == 0:
+                target = meet(counter, target)  # the last code is written by one block
+        for tier in tl.static_range(N_TIERS):
+            if t % TIERS[tier][0] == 0:
+                above = conditioning
+                if tier > 0:
+                    step = t % TIERS[tier - 1][0] // TIERS[tier][0]
+                    above += (TIERS[tier - 1][4] + step) * (num_rows * D)
+                layers = tier * LAYERS
+                target = step_tier(
+                    now, t, above, projections + TIERS[tier][3], projection_biases + tier * D,
+                    cells + layers * (2 * GATES * D * D), cell_biases + layers * (2 * GATES * D),
+                    upsampling + TIERS[tier][4] * D * D, upsampling_biases + TIERS[tier][4] * D,
+                    hidden + layers * (num_rows * D), cell + layers * (num_rows * D),
+                    narrow + layers * (num_rows * D), tier_input,
+                    conditioning + TIERS[tier][4] * (num_rows * D), counter, target, num_rows, code_stride,
+                    N_TIERS * LAYERS * num_rows * D, TIERS[tier][0], TIERS[tier][1], TIERS[tier][2], tier > 0,
+                    LAYERS, D, Q_LEVELS, IS_LSTM, BM, BN_UP, BU, BK, BK_QUARTER,
+                )  # fmt: skip
+        above = conditioning + (TIERS[N_TIERS - 1][4] + t % FASTEST) * (num_rows * D)
+        if IS_ALONE:
+            x = early + tl.load(table + ((FASTEST - 1) * Q_LEVELS + latest) * D + quarters).to(tl.float32)
+            x = tl.maximum(x + tl.load(above + quarters), 0.0)
+            is_first = (tl.arange(0, 16) == 0)[:, None]
+            if block * BN < D:
+                units = block * BN + tl.arange(0, BN)
+                total = product_of_one(x, hidden_tile, BN) + tl.load(hidden_biases + units)[None, :]
+                at = second + tl.arange(0, 16)[:, None] * D + units[None, :]
+                tl.store(at, tl.maximum(total, 0.0).to(second.dtype.element_ty), is_first)
+            target = meet(counter, target)
+            if block * BN_OUT < Q:
+                columns = block * BN_OUT + tl.arange(0, BN_OUT)
+                total = product_of_one(tl.load(second + quarters), output_tile, BN_OUT)
+                total += tl.load(output_biases + columns)[None, :]
+                tl.store(logits + tl.arange(0, 16)[:, None] * Q + columns[None, :], total, is_first)
+            arrive(counter)
+            early = gathered_by_one(now + (1 - FASTEST), table, quarters, FASTEST - 1, Q_LEVELS, D)
+            target += blocks
+            wait(counter, target)
+        else:
+            tile = block
+            while tile < (num_rows // DRAWN) * (D // BD):
+                rows = tile % (num_rows // DRAWN) * DRAWN + drawing
+                units = tile // (num_rows // DRAWN) * BD + tl.arange(0, BD)
+                x = gathered(now - FASTEST, table, rows, units, code_stride, FASTEST, Q_LEVELS, D)
+                at = rows[:, None] * D + units[None, :]
+                x = tl.maximum(x + tl.load(above + at), 0.0)
+                tl.store(first + at, x.to(first.dtype.element_ty))
+                tile += blocks
+            target = meet(counter, target)
+            tile = block
+            while tile < row_tiles * (D // BN):
+                row, unit = tile % row_tiles * BM, tile // row_tiles * BN
+                total = product(first, hidden_weights, row, unit, D, BM, BN, BK_QUARTER)
+                units = unit + tl.arange(0, BN)
+                total = tl.maximum(total + tl.load(hidden_biases + units)[None, :], 0.0)
+                at = (row + tl.arange(0, BM))[:, None] * D + units[None, :]
+                tl.store(second + at, total.to(second.dtype.element_ty))
+                tile += blocks
+            target = meet(counter, target)
+            tile = block
+            while tile < row_tiles * (Q // BN_OUT):
+                row, column = tile % row_tiles * BM, tile // row_tiles * BN_OUT
+                total = product(second, output_weights, row, column, D, BM, BN_OUT, BK_QUARTER)
+                columns = column + tl.arange(0, BN_OUT)
+                total += tl.load(output_biases + columns)[None, :]
+                tl.store(logits + (row + tl.arange(0, BM))[:, None] * Q + columns[None, :], total)
+                tile += blocks
+            target = meet(counter, target)
+        tile = block
+        if IS_ALONE:
+            tile = 0
+        while tile < num_rows // DRAWN:
+            rows = tile * DRAWN + drawing
+            if IS_GIVEN:
+                chosen = tl.load(now + rows * code_stride)
+                tl.store(nll + rows * length + t, surprise(logits, rows, chosen, Q))
+            else:
+                uniform = uniforms(seed, tl.load(streams + rows), tl.load(positions + rows) + t)
+                inverse_temperature = tl.load(inverse_temperatures + rows * length + t)
+                chosen = drawn(logits, rows, uniform, inverse_temperature, top_k, top_p, Q, IS_FILTERED)
+                if IS_ALONE:
+                    tl.store(now + rows * code_stride, chosen, (block == 0) & (drawing == 0))
+                else:
+                    tl.store(now + rows * code_stride, chosen)
+            tile += blocks
+            if IS_ALONE:
+                latest = tl.sum(tl.where(drawing == 0, chosen, 0))
+                tile = num_rows
+        if not IS_ALONE:
+            target = meet(counter, target)
+        t += 1
