@@ -265,8 +265,8 @@ def gather_and_add(table: Tensor, windows: Tensor) -> Tensor:
 
 
 class _GatherAndAdd(torch.autograd.Function):
-    """`F.embedding_bag` with a backward pass that is faster on a CPU, and sums in at least float32: thousands
-    of gradients meet in the row of a common code."""
+    """`F.embedding_bag` with a backward pass that is faster, and sums in at least float32: thousands of
+    gradients meet in the row of a common code."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, windows: Tensor) -> Tensor:
@@ -281,11 +281,45 @@ class _GatherAndAdd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (windows,) = ctx.saved_tensors
-        grad = grad.flatten(0, 1).to(torch.promote_types(grad.dtype, torch.float32))
-        grad_table = grad.new_zeros(ctx.table_shape)
-        for position, table in enumerate(grad_table):
-            table.index_add_(0, windows[..., position].flatten(), grad)
-        return grad_table.to(ctx.dtype), None
+        sums = table_gradient_by_products if grad.is_cuda else table_gradient_by_adding
+        return sums(windows, grad.flatten(0, 1), ctx.table_shape).to(ctx.dtype), None
+
+
+def table_gradient_by_adding(windows: Tensor, grad: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Gradient of the table: row by row, each to its place.
+
+    Args:
+        windows: codes, int64 ``[B, T, frame]``.
+        grad: of the sums, ``[B·T, D]``.
+        shape: of the table, ``[frame, q, D]``.
+
+    Returns:
+        In float32 at least.
+    """
+    grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    result = grad.new_zeros(shape)
+    for position, table in enumerate(result):
+        table.index_add_(0, windows[..., position].flatten(), grad)
+    return result
+
+
+def table_gradient_by_products(windows: Tensor, grad: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The same as a product with a matrix of zeros and ones for each position, made for a GPU.
+
+    There thousands of threads would wait for each other to add to the rows of common codes, in an order
+    that changes from run to run; tensor cores do the sixteen products of 16-bit numbers in less time, and
+    always alike.
+    """
+    codes = torch.arange(shape[1], device=grad.device)
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    result = grad.new_empty(shape, dtype=wide)
+    for position, table in enumerate(result):
+        is_code = windows[..., position].flatten()[:, None] == codes  # [B·T, q]
+        if grad.is_cuda and grad.dtype != wide:  # factors of 16 bits, sums of 32
+            table.copy_(torch.mm(is_code.to(grad.dtype).t(), grad, out_dtype=wide))
+        else:
+            table.copy_(torch.mm(is_code.to(wide).t(), grad.to(wide)))
+    return result
 
 
 class Linear(nn.Module):

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samplernn.config import ModelConfig
-from samplernn.model.network import Linear, SampleRNN, State
+from samplernn.model.network import (
+    Linear,
+    SampleRNN,
+    State,
+    table_gradient_by_adding,
+    table_gradient_by_products,
+)
 
 Builder = Callable[..., SampleRNN]
 Array = NDArray[np.float64]
@@ -490,6 +496,48 @@ def test_table_and_convolution_agree_in_values_and_in_all_gradients(
     assert table_gradients.keys() == convolution_gradients.keys()
     for name, gradient in table_gradients.items():
         torch.testing.assert_close(gradient, convolution_gradients[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_gradient_of_the_table_is_the_same_by_adding_and_by_products(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    codes = torch.randint(7, (3, 12))
+    codes[:, ::2] = 5  # a common code, and some that never occur
+    windows, grad = codes.unfold(1, 4, 1), torch.randn(3 * 9, 10).to(dtype)
+    by_adding, by_products = (
+        sums(windows, grad, (4, 8, 10)) for sums in (table_gradient_by_adding, table_gradient_by_products)
+    )
+    assert by_products.dtype == by_adding.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(by_products, by_adding)
+    assert (by_products[:, 7] == 0).all()
+    one = grad.double()[(windows[..., 2] == 5).flatten()].sum(0)
+    torch.testing.assert_close(by_products[2, 5].double(), one, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize("is_mixed", [False, True], ids=["float32", "bfloat16"])
+def test_a_gpu_computes_the_gradients_of_the_cpu_and_always_the_same(rnn: Any, is_mixed: bool) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig((16, 4), rnn, n_rnn=2, dim=64, embedding_dim=16)
+    model, codes = SampleRNN(config), torch.randint(256, (8, 256))
+
+    def gradients(device: str) -> dict[str, Tensor]:
+        there, x = SampleRNN(config).to(device), codes.to(device)
+        there.load_state_dict(model.state_dict())
+        with torch.autocast(device, torch.bfloat16, enabled=is_mixed and device == "cuda"):
+            logits, _ = there(x, there.initial_state(8))
+        nn.functional.cross_entropy(logits.float().transpose(1, 2), x).backward()
+        return {name: parameter.grad.cpu() for name, parameter in there.named_parameters()}  # type: ignore[union-attr]
+
+    expected, found, again = gradients("cpu"), gradients("cuda"), gradients("cuda")
+    for name, gradient in expected.items():
+        largest = float(gradient.abs().max())
+        torch.testing.assert_close(
+            found[name], gradient, atol=largest * (0.1 if is_mixed else 1e-3), rtol=0.1
+        )
+        assert torch.equal(found[name], again[name]), name
 
 
 @cells

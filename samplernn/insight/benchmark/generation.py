@@ -10,16 +10,18 @@ import torch
 from rich.console import Console
 
 from samplernn.config import ModelConfig
-from samplernn.generation.engines import DTYPES, open_engine
+from samplernn.generation.engines import DTYPES, open_engine, without_cuda
 from samplernn.generation.engines.base import Engine
 from samplernn.generation.engines.cpu import CpuEngine, cores
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.insight.benchmark import results as shared
 from samplernn.insight.benchmark.results import Benchmark, Result, preset_config
 from samplernn.insight.benchmark.sizes import weights
+from samplernn.insight.benchmark.training import multiply_rate
 from samplernn.model.network import SampleRNN
 
 STREAMS = (1, 8, 64)
+GPU_STREAMS = (*STREAMS, 256, 1024, 4096)
 _SECONDS = 1.5
 """Of measuring each figure, at least; and at least one call."""
 _CALLS_BEFORE = 8
@@ -27,7 +29,8 @@ _CALLS_BEFORE = 8
 
 
 def benchmark(preset: str = "reference", threads: int | None = None) -> Benchmark:
-    """Measure generation with every engine and dtype, fresh weights, 1, 8 and 64 streams.
+    """Measure generation with every engine and dtype that runs here, fresh weights, 1, 8 and 64 streams, on a
+    GPU also more.
 
     Args:
         preset: name of a configuration.
@@ -40,18 +43,25 @@ def benchmark(preset: str = "reference", threads: int | None = None) -> Benchmar
     torch.manual_seed(0)
     model = SampleRNN(config.model)
     limits = Limits(config.model, threads or cores())
+    gpu_limits = None if without_cuda() else GpuLimits(config.model)
     results: list[Result] = []
     plain: dict[int, float] = {}
     with Console(stderr=True).status("measuring …") as status:
         for name in reversed(DTYPES):
+            if name == "cuda" and gpu_limits is None:
+                continue
             for dtype in reversed(DTYPES[name]):
                 engine = open_engine(model, name, dtype, threads)
-                for streams in STREAMS:
+                for streams in GPU_STREAMS if name == "cuda" else STREAMS:
                     status.update(f"measuring {name} {dtype}, {streams} streams …")
                     rate = samples_per_second(engine, streams)
                     if name == "reference":
                         plain[streams] = rate
-                    limit = limits.samples_per_s(engine, streams) if isinstance(engine, CpuEngine) else None
+                    limit = None
+                    if isinstance(engine, CpuEngine):
+                        limit = limits.samples_per_s(engine, streams)
+                    elif gpu_limits is not None and name == "cuda":
+                        limit = gpu_limits.samples_per_s(dtype, streams)
                     results.append(
                         Result(
                             what="generate",
@@ -61,12 +71,13 @@ def benchmark(preset: str = "reference", threads: int | None = None) -> Benchmar
                             streams=streams,
                             samples_per_s=rate,
                             times_real_time=rate / streams / config.data.sample_rate,
-                            ratio_to_reference=rate / plain[streams],
+                            ratio_to_reference=rate / plain[streams] if streams in plain else None,
                             fraction_of_limit=None if limit is None else rate / limit,
                             limit=limit,
                         )
                     )
-    return Benchmark(machine(limits), tuple(results))
+    found = machine(limits) if gpu_limits is None else {**machine(limits), **gpu_limits.to_dict()}
+    return Benchmark(found, tuple(results))
 
 
 def samples_per_second(engine: Engine, streams: int) -> float:
@@ -123,6 +134,53 @@ class Limits:
             "read_gb_per_s": {name: round(rate / 1e9, 1) for name, rate in self.levels.items()},
             "multiply_g_per_s": {dtype: round(rate / 1e9, 1) for dtype, rate in self._multiply.items()},
         }
+
+
+class GpuLimits:
+    """What a GPU allows: the frame-level tiers' weights are read from memory at each of their steps, those of
+    the sample level stay on the chip; or all are multiplied.
+
+    Args:
+        config: sizes of the network.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        device = torch.device("cuda")
+        self._dim = config.dim
+        self._weights = [(period, count) for period, count in weights(config)]
+        self.read_rate = _read_rate(device)
+        self.name = torch.cuda.get_device_name(device)
+        self._multiply: dict[str, float] = {}
+
+    def samples_per_s(self, dtype: str, streams: int) -> float:
+        """All streams together."""
+        kind: torch.dtype = getattr(torch, dtype)
+        if dtype not in self._multiply:
+            self._multiply[dtype] = multiply_rate(self._dim, kind, torch.device("cuda"), 0.5)
+        read = sum(count / period for period, count in self._weights if period > 1) * kind.itemsize
+        multiplied = sum(count / period for period, count in self._weights)
+        return min(streams * self.read_rate / read, self._multiply[dtype] / multiplied)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gigabytes and billions of multiplications per second."""
+        return {
+            "gpu": self.name,
+            "gpu_read_gb_per_s": round(self.read_rate / 1e9, 1),
+            "gpu_multiply_g_per_s": {dtype: round(rate / 1e9, 1) for dtype, rate in self._multiply.items()},
+        }
+
+
+def _read_rate(device: torch.device) -> float:
+    """Bytes per second at which a sum goes through a gigabyte of a GPU's memory."""
+    numbers = torch.ones(2**28, device=device)
+    seconds = []
+    for _ in range(10):
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        numbers.sum()
+        torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return numbers.nbytes / min(seconds)
 
 
 def machine(limits: Limits) -> dict[str, Any]:
