@@ -174,7 +174,7 @@ def _generation_parser(verb: str, description: str, duration: str) -> Parser:
         help="go on from there; with another --seed or more streams: branch off",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--engine", help="auto, cpu or reference")
+    how.add_argument("--engine", help="auto (the GPU if there is one), cuda, cpu or reference")
     how.add_argument("--dtype", help="auto, int8, bfloat16 or float32")
     how.add_argument(
         "--quiet", action="store_true", help="print only errors (and, of files that are written, their paths)"

@@ -93,3 +93,17 @@ def test_reading_alone_reads_every_weight_in_its_turn(monkeypatch: pytest.Monkey
         expected[address, half * block_size] = often
         expected[address + half * block_size, (blocks - half) * block_size] = often
     assert read == expected
+
+
+def test_the_limit_of_a_gpu_is_reading_the_tiers_or_multiplying_it_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generation, "_read_rate", lambda device: 1e12)
+    monkeypatch.setattr(generation, "multiply_rate", lambda dim, dtype, device, seconds: 1e14)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "GPU")
+    limits = generation.GpuLimits(ModelConfig((8, 2), "gru", n_rnn=1, dim=10, q_levels=256))
+    tiers = (6 + 4) * 100 / 8 + (6 + 2) * 100 / 2  # weights read per sample
+    assert limits.samples_per_s("bfloat16", 1) == pytest.approx(1e12 / (2 * tiers))
+    assert limits.samples_per_s("float32", 3) == pytest.approx(3e12 / (4 * tiers))
+    assert limits.samples_per_s("bfloat16", 10**9) == pytest.approx(1e14 / (tiers + 100 + 2560))
+    assert limits.to_dict()["gpu_multiply_g_per_s"] == {"bfloat16": 1e5, "float32": 1e5}
