@@ -71,7 +71,7 @@ class ModelConfig:
     weight_norm: bool = True
     """Weight normalisation (Salimans & Kingma, 2016) of every linear layer; never of the RNN."""
     embedding_dim: int = 256
-    """Size of the embedding of one sample code. 0: no embedding, the MLP's first layer reads codes one-hot."""
+    """Size of the embedding of one sample code (0: none; the MLP's first layer then reads codes one-hot)."""
     q_levels: int = 256
     """Number of codes that a sample is quantized to."""
     quantization: Literal["linear", "mu-law", "a-law"] = "linear"
