@@ -24,7 +24,7 @@ TABLES = Path(__file__).parents[1] / "configs" / "ablations.yaml"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 if a run failed, 2 for a mistake of the user's, 128 + number for a signal."""
+    """Returns the exit code: 0; 1: a run failed; 2: a mistake of the user's; 128 + number of a signal."""
     try:
         options = _parser().parse_args(argv)
         study = Study(_table(options), options.folder, options.out)

@@ -226,19 +226,18 @@ class Study:
             if any(self.out.glob("runs/*")):
                 raise UserError(f"{self.out}: holds runs, but no study; choose another folder")
             before = {"audio": facts["audio"], "definitions": {}}
-        changed = (
-            {} if before["audio"] == facts["audio"] else dict.fromkeys(before["definitions"], "other audio")
-        )
+        old: dict[str, Any] = before["definitions"]
+        changed = {} if before["audio"] == facts["audio"] else dict.fromkeys(old, "other audio")
         for name, values in facts["definitions"].items():
-            if name in before["definitions"]:
+            if name in old:
                 now: Config = from_dict(Config, values)
-                if difference := _difference(before["definitions"][name], now):
+                if difference := _difference(old[name], now):
                     changed.setdefault(name, difference)
         if changed and not redo:
             name, difference = next(iter(changed.items()))
             raise UserError(
-                f"{self.out}: {name} was made otherwise ({difference}); choose another folder, or say --redo, "
-                f"which throws away {count(len(changed), 'run')} and makes them again"
+                f"{self.out}: {name} was made otherwise ({difference}); choose another folder, or throw away "
+                f"{count(len(changed), 'run')} and begin again with --redo"
             )
         again = set(changed)
         if redo:
@@ -247,16 +246,19 @@ class Study:
         for name in sorted(again):
             _say(f"{name}: is run again")
             self._forget(name)
-        kept = {name: values for name, values in before["definitions"].items() if name not in changed}
+        kept = {name: values for name, values in old.items() if name not in changed}
         facts = {**facts, "definitions": {**kept, **facts["definitions"]}}
         results.replace_file(self._facts_file, json.dumps(facts, indent=1) + "\n")
 
     def _forget(self, name: str) -> None:
-        """Delete what has come of a run; the result first, so that it cannot outlive its run."""
-        self._result_file(name).unlink(missing_ok=True)
+        """Delete what has come of a run; never half of it, for the other half would be continued."""
+        run, rubbish = self.out / "runs" / name, self.out / "runs" / f".{name}.deleted"
+        shutil.rmtree(rubbish, ignore_errors=True)
+        if run.exists():
+            run.rename(rubbish)
+            shutil.rmtree(rubbish)
         self._log(name).unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.out / "runs" / name)
+        self._result_file(name).unlink(missing_ok=True)
 
     def _facts_before(self) -> dict[str, Any] | None:
         try:
@@ -287,8 +289,8 @@ class Study:
         facts = self._facts_before() or {}
         found = facts.get("machine", {})
         return (
-            f"`{self.folder.name}`: {facts.get('minutes', 0)} minutes of audio. samplernn {__version__}, torch "
-            f"{found.get('torch')}, {count(found.get('cores') or 1, 'core')} of {found.get('processor')}. "
+            f"`{self.folder.name}`: {facts.get('minutes', 0)} minutes of audio. samplernn {__version__}, "
+            f"torch {found.get('torch')}, {count(found.get('cores') or 1, 'core')} of {found.get('processor')}. "
             f"Training of {self.table.budget} per run; seeds {', '.join(map(str, self.table.seeds))}."
         )
 

@@ -44,7 +44,9 @@ def found() -> list[Result]:
     """Of `gru` both seeds, of `lstm` both, better by 0.1 and 0.3, of the third one failure."""
     bits = {("gru", 0): 2.0, ("gru", 1): 3.0, ("lstm", 0): 1.9, ("lstm", 1): 2.7}
     done = [
-        Result(label, seed, f"{label}-seed{seed}", 250.0, None, replace(MEASURED, bits=value, steps=1000 + seed))
+        Result(
+            label, seed, f"{label}-seed{seed}", 250.0, None, replace(MEASURED, bits=value, steps=1000 + seed)
+        )
         for (label, seed), value in bits.items()
     ]
     return [*done, Result("a|b", 0, "a-b-seed0", 9.0, "too little | memory")]
@@ -110,16 +112,14 @@ def _texts(figure: Any) -> str:
     return " ".join(text.get_text() for axis in axes for text in axis.texts)
 
 
-@pytest.mark.parametrize(("baseline", "is_line"), [(3.75, False), (3.1, True), (1.0, False)])
+@pytest.mark.parametrize(("baseline", "is_line"), [(3.75, True), (7.5, False)])
 def test_the_picture_has_error_bars_curves_and_the_baseline(
     table: Table, found: list[Result], tmp_path: Path, baseline: float, is_line: bool
 ) -> None:
     for name, seconds in (("gru-seed0", 60), ("lstm-seed1", 90)):
         (tmp_path / name).mkdir()
         rows = f"10,{seconds},\n20,{2 * seconds},3.5\n40,{4 * seconds},2.5\n"
-        (tmp_path / name / "metrics.csv").write_text(
-            "step,train/seconds,validation/bits_per_sample\n" + rows
-        )
+        (tmp_path / name / "metrics.csv").write_text("step,train/seconds,validation/bits_per_sample\n" + rows)
     known = [
         replace(one, measured=replace(one.measured, baselines=BaselineBits(8.0, 5.0, baseline)))
         for one in found

@@ -75,7 +75,9 @@ def test_options_of_all_rows_give_way_to_those_of_a_row() -> None:
 
 def test_what_is_common_to_a_file_gives_way_to_a_table(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("common: {seeds: 3, budget: 2m}\ntables: {a: {rows: {x: }, budget: 90s}, b: {rows: {y: }}}")
+    file.write_text(
+        "common: {seeds: 3, budget: 2m}\ntables: {a: {rows: {x: }, budget: 90s}, b: {rows: {y: }}}"
+    )
     a, b = (define(definition) for definition in read_file(file).values())
     assert (a.title, a.budget, a.seeds) == ("a", Budget(seconds=90), (0, 1, 2))
     assert (b.title, b.budget) == ("b", Budget(seconds=120))
