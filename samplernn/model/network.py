@@ -242,7 +242,9 @@ class SampleLevelMLP(nn.Module):
         if self.first_layer == "convolution":
             first = self.input(self.embedded(windows).flatten(2))  # [B, T, D]
         else:
-            first = gather_and_add(self.table(), windows)  # [B, T, D]
+            # Autocast makes a product's dtype that of the conditioning; one-hot codes take no product.
+            table = self.table().to(conditioning.dtype)
+            first = gather_and_add(table, windows)  # [B, T, D]
         return self.logits(first, conditioning)
 
     def embedded(self, codes: Tensor) -> Tensor:
@@ -256,7 +258,7 @@ class SampleLevelMLP(nn.Module):
         """Embedding times first layer, ``[frame, q, dim]``."""
         weight = self.input.effective_weight().unflatten(1, (self.frame_size, -1))  # [D, frame, E]
         if self.embedding is None:
-            return weight.permute(1, 2, 0)
+            return weight.permute(1, 2, 0).contiguous()
         return torch.einsum("dfe,qe->fqd", weight, self.embedding.weight)
 
     def logits(self, first: Tensor, conditioning: Tensor) -> Tensor:

@@ -290,7 +290,8 @@ class Study:
         found = facts.get("machine", {})
         return (
             f"`{self.folder.name}`: {facts.get('minutes', 0)} minutes of audio. samplernn {__version__}, "
-            f"torch {found.get('torch')}, {count(found.get('cores') or 1, 'core')} of {found.get('processor')}. "
+            f"torch {found.get('torch')}, {count(found.get('cores') or 1, 'core')} of "
+            f"{found.get('processor')}. "
             f"Training of {self.table.budget} per run; seeds {', '.join(map(str, self.table.seeds))}."
         )
 
