@@ -389,6 +389,7 @@ def ablation(title: str, variants: Sequence[Variant], previous_sample: float) ->
     _mark_baseline(left, previous_sample)
     left.set_xlabel("bits per sample on the test split (fewer are better)", fontsize=9)
     right.axhline(previous_sample, color="0.4", linestyle="--", linewidth=1, label="previous sample")
+    right.set_xlim(left=0)
     right.set_yscale("log")
     right.yaxis.set_major_formatter("{x:.2f}")
     right.yaxis.set_minor_formatter("{x:.2f}")
