@@ -71,7 +71,7 @@ class ModelConfig:
     weight_norm: bool = True
     """Weight normalisation (Salimans & Kingma, 2016) of every linear layer; never of the RNN."""
     embedding_dim: int = 256
-    """Size of the embedding of one sample code."""
+    """Size of the embedding of one sample code (0: none; the MLP's first layer then reads codes one-hot)."""
     q_levels: int = 256
     """Number of codes that a sample is quantized to."""
     quantization: Literal["linear", "mu-law", "a-law"] = "linear"
@@ -97,8 +97,12 @@ class ModelConfig:
                 f"model.frame_sizes {shown}: {slow} must be a multiple of {fast}, and larger. "
                 "Sizes are samples per frame, not ratios (ratios 4 over 16 are written [64, 16])",
             )
-        for name in ("n_rnn", "dim", "embedding_dim"):
+        for name in ("n_rnn", "dim"):
             _require(getattr(self, name) >= 1, f"model.{name} must be at least 1, got {getattr(self, name)}")
+        _require(
+            self.embedding_dim >= 0,
+            f"model.embedding_dim must be at least 1, or 0 for one-hot codes, got {self.embedding_dim}",
+        )
         _require(2 <= self.q_levels <= 1024, f"model.q_levels must be from 2 to 1024, got {self.q_levels}")
 
     @property
@@ -473,7 +477,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
     return value
 
 
-NO_PRESETS = ("sweep",)
+NO_PRESETS = ("sweep", "ablations")
 """Files in ``configs/`` that are for another program."""
 
 

@@ -44,7 +44,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": {"dim": 2.5}}, "model.dim must be of type int, got 2.5"),
     ({"model": {"dim": True}}, "model.dim must be of type int, got True"),
     ({"model": {"n_rnn": 0}}, "model.n_rnn"),
-    ({"model": {"embedding_dim": 0}}, "model.embedding_dim"),
+    ({"model": {"embedding_dim": -1}}, "model.embedding_dim must be at least 1, or 0 for one-hot codes, got -1"),
     ({"model": {"learn_h0": 1}}, "model.learn_h0 must be of type bool, got 1"),
     ({"model": {"q_levels": 1}}, "model.q_levels must be from 2 to 1024, got 1"),
     ({"model": {"q_levels": 65536}}, "model.q_levels must be from 2 to 1024, got 65536"),

@@ -73,7 +73,7 @@ class SampleRNN(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """State at the start of a segment: silence behind, h0 (learned or zero) in every RNN layer."""
-        device = self.sample_level_mlp.embedding.weight.device
+        device = self.sample_level_mlp.output.weight.device
         history = torch.full((batch_size, self.lookback), self.q_zero, device=device)  # [B, lookback]
         return State(history, tuple(tier.rnn.initial_state(batch_size) for tier in self.tiers()))
 
@@ -147,7 +147,7 @@ class SampleRNN(nn.Module):
             Amplitudes in [-2, 2), ``[B, T/frame_size, frame_size]``.
         """
         codes = past_and_x[:, self.lookback - frame_size : -frame_size]
-        dtype = self.sample_level_mlp.embedding.weight.dtype
+        dtype = self.sample_level_mlp.output.weight.dtype
         amplitude = (codes - self.q_zero).to(dtype) * (4 / self.config.q_levels)
         return amplitude.unflatten(1, (-1, frame_size))
 
@@ -208,16 +208,23 @@ class SampleLevelMLP(nn.Module):
 
     The first layer sees `frame_sizes[-1]` embedded samples side by side. Its product with the
     embedding is a table ``[frame, q, dim]`` of what code q at position j adds to each hidden unit;
-    the layer is then a gather and a sum, which is exact and far cheaper.
+    the layer is then a gather and a sum, which is exact and far cheaper. Without an embedding
+    (`embedding_dim` 0) the layer reads its samples one-hot, and its weights are the table itself.
     """
 
     def __init__(self, config: ModelConfig, first_layer: Literal["table", "convolution"]) -> None:
         super().__init__()
         self.frame_size = config.frame_sizes[-1]
         self.first_layer = first_layer
-        self.embedding = nn.Embedding(config.q_levels, config.embedding_dim)
+        self.q_levels = config.q_levels
+        is_one_hot = config.embedding_dim == 0
+        self.embedding = None if is_one_hot else nn.Embedding(config.q_levels, config.embedding_dim)
         self.input = Linear(
-            self.frame_size * config.embedding_dim, config.dim, config.weight_norm, bias=False
+            self.frame_size * (config.embedding_dim or config.q_levels),
+            config.dim,
+            config.weight_norm,
+            bias=False,
+            fan_in=self.frame_size if is_one_hot else None,  # so many inputs are 1, the others 0
         )
         self.hidden = Linear(config.dim, config.dim, config.weight_norm)
         self.output = Linear(config.dim, config.q_levels, config.weight_norm, init="lecun")
@@ -233,14 +240,25 @@ class SampleLevelMLP(nn.Module):
         """
         windows = codes.unfold(1, self.frame_size, 1)  # [B, T, frame]
         if self.first_layer == "convolution":
-            first = self.input(self.embedding(windows).flatten(2))  # [B, T, D]
+            first = self.input(self.embedded(windows).flatten(2))  # [B, T, D]
         else:
-            first = gather_and_add(self.table(), windows)  # [B, T, D]
+            # Autocast makes a product's dtype that of the conditioning; one-hot codes take no product.
+            table = self.table().to(conditioning.dtype)
+            first = gather_and_add(table, windows)  # [B, T, D]
         return self.logits(first, conditioning)
+
+    def embedded(self, codes: Tensor) -> Tensor:
+        """Codes as vectors, ``[…]`` to ``[…, E]``; one-hot ones to ``[…, Q]``."""
+        if self.embedding is None:
+            return F.one_hot(codes, self.q_levels).to(self.input.weight.dtype)
+        vectors: Tensor = self.embedding(codes)
+        return vectors
 
     def table(self) -> Tensor:
         """Embedding times first layer, ``[frame, q, dim]``."""
         weight = self.input.effective_weight().unflatten(1, (self.frame_size, -1))  # [D, frame, E]
+        if self.embedding is None:
+            return weight.permute(1, 2, 0).contiguous()
         return torch.einsum("dfe,qe->fqd", weight, self.embedding.weight)
 
     def logits(self, first: Tensor, conditioning: Tensor) -> Tensor:
@@ -334,6 +352,7 @@ class Linear(nn.Module):
         weight_norm: learn length and direction of each weight vector apart.
         bias: add a bias, zero at first.
         init: ``he`` before a ReLU and for projections, ``lecun`` before a softmax (both uniform).
+        fan_in: how many inputs `init` expects to be other than zero; None: all.
     """
 
     def __init__(
@@ -343,9 +362,10 @@ class Linear(nn.Module):
         weight_norm: bool,
         bias: bool = True,
         init: Literal["he", "lecun"] = "he",
+        fan_in: int | None = None,
     ) -> None:
         super().__init__()
-        bound = math.sqrt((6 if init == "he" else 3) / in_features)
+        bound = math.sqrt((6 if init == "he" else 3) / (fan_in or in_features))
         self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.g = nn.Parameter(self.weight.detach().norm(dim=1)) if weight_norm else None

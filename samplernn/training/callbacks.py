@@ -297,5 +297,7 @@ class Metrics(pl.Callback):
 
     def _publish(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         self.latest.update(metrics)
+        assert isinstance(trainer.lightning_module, TrainingModule)
+        place = {"epoch": lane_loader(trainer).epoch, "train/seconds": trainer.lightning_module.clock.seconds}
         for logger in trainer.loggers:
-            logger.log_metrics({"epoch": lane_loader(trainer).epoch, **metrics}, step=trainer.global_step)
+            logger.log_metrics({**place, **metrics}, step=trainer.global_step)

@@ -33,7 +33,12 @@ def exact(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def _model(frame_sizes: tuple[int, ...] = (8, 2), rnn: str = "gru", weight_norm: bool = True) -> SampleRNN:
+def _model(
+    frame_sizes: tuple[int, ...] = (8, 2),
+    rnn: str = "gru",
+    weight_norm: bool = True,
+    embedding_dim: int = 7,
+) -> SampleRNN:
     """All parameters random; dim 20 is no multiple of a vector register."""
     torch.manual_seed(1)
     config = ModelConfig(
@@ -41,7 +46,7 @@ def _model(frame_sizes: tuple[int, ...] = (8, 2), rnn: str = "gru", weight_norm:
         rnn=rnn,  # type: ignore[arg-type]
         n_rnn=2,
         dim=20,
-        embedding_dim=7,
+        embedding_dim=embedding_dim,
         q_levels=33,
         weight_norm=weight_norm,
     )
@@ -76,6 +81,15 @@ def test_stepping_equals_teacher_forcing(
     engine.start(3)
     stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
     torch.testing.assert_close(stepped, _teacher_forced(model, codes), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight_norm", [True, False])
+def test_stepping_equals_teacher_forcing_with_one_hot_codes(exact: str, weight_norm: bool) -> None:
+    model = _model(weight_norm=weight_norm, embedding_dim=0)
+    codes = torch.randint(33, (3, 48))
+    engine = open_engine(model, exact, "float32")
+    engine.start(3)
+    torch.testing.assert_close(engine.score(codes), _teacher_forced(model, codes), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rnn", ["gru", "lstm"])

@@ -578,6 +578,40 @@ def test_weight_norm_does_not_change_the_initial_function(frame_sizes: tuple[int
     torch.testing.assert_close(logits[0], logits[1])
 
 
+@norms
+@pytest.mark.parametrize("first_layer", ["table", "convolution"])
+def test_one_hot_codes_are_an_embedding_by_the_identity(
+    random_model: Builder, first_layer: str, weight_norm: bool
+) -> None:
+    options: dict[str, Any] = {"frame_sizes": (8, 2), "weight_norm": weight_norm, "q_levels": 16}
+    one_hot = random_model(first_layer, embedding_dim=0, **options)
+    embedded = random_model("convolution", embedding_dim=16, seed=2, **options)
+    assert one_hot.sample_level_mlp.embedding is None
+    identity = {"sample_level_mlp.embedding.weight": torch.eye(16, dtype=torch.float64)}
+    embedded.load_state_dict({**one_hot.state_dict(), **identity})
+    x = codes(one_hot, 2, 32)
+    expected, _ = embedded(x, embedded.initial_state(2))
+    got, state = one_hot(x[:, :8], one_hot.initial_state(2))
+    rest, _ = one_hot(x[:, 8:], state)
+    torch.testing.assert_close(torch.cat([got, rest], dim=1), expected, rtol=0, atol=1e-12)
+    expected.square().sum().backward()
+    torch.cat([got, rest], dim=1).square().sum().backward()
+    theirs = dict(embedded.named_parameters())
+    for name, parameter in one_hot.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-9, atol=1e-9)
+
+
+def test_one_hot_codes_start_at_the_scale_of_embedded_ones() -> None:
+    """So many inputs of the layer are 1 as a frame has samples: that is what its first values reckon with."""
+    scales = []
+    for embedding_dim in (256, 0):
+        torch.manual_seed(0)
+        table = SampleRNN(ModelConfig(dim=64, embedding_dim=embedding_dim)).sample_level_mlp.table()
+        scales.append(float(table.detach().std()))
+    assert scales[0] == pytest.approx(math.sqrt(2 / 16), rel=0.05)
+    assert scales[1] == pytest.approx(scales[0], rel=0.05)
+
+
 def test_state_dict_round_trip(random_model: Builder) -> None:
     options: dict[str, Any] = {"frame_sizes": (8, 4, 2), "rnn": "lstm", "n_rnn": 2}
     one, other = random_model(seed=1, **options), random_model("convolution", seed=2, **options)

@@ -85,6 +85,9 @@ def test_training_metrics_are_logged_at_their_interval_with_one_row_per_step(tra
     assert [int(row["step"]) for row in rows] == [2, 4, 6]
     assert all(0 < float(row["train/bits_per_sample"]) < 20 for row in rows)
     assert all(float(row["train/samples_per_s"]) > 0 for row in rows)
+    seconds = [float(row["train/seconds"]) for row in rows]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert seconds[1] < load(trained_run / "checkpoints" / "last.ckpt").results["train_seconds"] + 0.1
     for row in rows:
         tiers = [float(row[f"grad_norm/tier{number}"]) for number in (1, 2, 3)]
         assert max(tiers) < float(row["grad_norm"]) < sum(tiers)

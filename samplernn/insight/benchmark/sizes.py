@@ -24,7 +24,7 @@ def training_multiplications(
 
     The backward pass multiplies each matrix twice, for the gradient of its input and for its own: that
     makes three times the forward pass. (The frames that enter a tier need no gradient; counted all the
-    same, it is less than a thousandth.)
+    same, it is less than a thousandth. Nor do one-hot codes, which only the convolution form multiplies.)
 
     Args:
         config: sizes of the network.
@@ -34,9 +34,9 @@ def training_multiplications(
     """
     forward = sum(count / period for period, count in weights(config))
     forward += len(config.frame_sizes) * config.dim  # input projections: frame x dim weights per frame
-    first = config.frame_sizes[-1] * config.embedding_dim * config.dim
-    if first_layer == "table":
-        first *= config.q_levels
+    first = config.frame_sizes[-1] * (config.embedding_dim or config.q_levels) * config.dim
+    if first_layer == "table":  # one-hot codes: the weights are the table
+        first *= config.q_levels if config.embedding_dim else 0
     return 3 * (forward + (first if first_layer == "convolution" else first / samples_per_step))
 
 

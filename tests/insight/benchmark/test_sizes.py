@@ -21,6 +21,7 @@ from samplernn.model.network import SampleRNN
     [
         ModelConfig(frame_sizes=(16, 4), dim=24, n_rnn=2, q_levels=64, embedding_dim=10),
         ModelConfig(frame_sizes=(8,), rnn="lstm", dim=16, q_levels=32, embedding_dim=5, weight_norm=False),
+        ModelConfig(frame_sizes=(8,), dim=16, q_levels=32, embedding_dim=0),
     ],
 )
 def test_multiplications_are_those_of_a_real_step(
@@ -36,5 +37,7 @@ def test_multiplications_are_those_of_a_real_step(
     counted = counter.get_total_flops() / 2  # a multiplication and an addition each
     samples = lanes * length
     expected = samples * training_multiplications(config, first_layer, samples)
-    no_gradient_of_frames = samples * len(config.frame_sizes) * config.dim
-    assert counted == expected - no_gradient_of_frames
+    no_gradient_of_inputs = samples * len(config.frame_sizes) * config.dim
+    if config.embedding_dim == 0 and first_layer == "convolution":  # one-hot codes are an input, too
+        no_gradient_of_inputs += samples * config.frame_sizes[-1] * config.q_levels * config.dim
+    assert counted == expected - no_gradient_of_inputs
