@@ -346,7 +346,7 @@ def _device(model: SampleRNN) -> torch.device:
     """Where to run if nobody says."""
     if interpreted():
         return torch.device("cpu")
-    here = model.sample_level_mlp.embedding.weight.device
+    here = model.sample_level_mlp.hidden.weight.device
     return here if here.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
 
 
