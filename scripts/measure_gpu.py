@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 STREAMS, SAMPLES = 64, 2048
@@ -109,9 +110,9 @@ def bits(options: argparse.Namespace) -> dict[str, Any]:
     table = Quantizer(config.model.q_levels, config.model.quantization).int16_to_code(checkpoint.gain)
     file = max(corpus.files, key=lambda file: file.num_samples)
     streams = min(STREAMS, file.num_samples // SAMPLES)
-    start = (file.num_samples - streams * SAMPLES) // 2  # it may begin with silence
-    audio = corpus.read(file, start, start + streams * SAMPLES).astype(int)
-    codes = table[torch.from_numpy(audio) + 32768].long().view(streams, SAMPLES)
+    starts = [index * (file.num_samples // streams) for index in range(streams)]  # all over the file
+    audio = np.stack([corpus.read(file, start, start + SAMPLES) for start in starts]).astype(int)
+    codes = table[torch.from_numpy(audio) + 32768].long()  # [B, T]
     model = checkpoint.build().cuda()
     with torch.inference_mode():
         logits, _ = model(codes.cuda(), model.initial_state(streams))
