@@ -124,7 +124,7 @@ class Sampling:
         """1 / temperature of each draw, float32 ``[B, length]``: 0 stands for greedy."""
         temperatures = self.temperatures(num_streams, length)
         with np.errstate(divide="ignore", over="ignore"):
-            inverted = np.minimum(np.float32(1) / temperatures, np.float32(1 / LEAST))
+            inverted = np.clip(np.float32(1) / temperatures, np.float32(1e-25), np.float32(1 / LEAST))
         return np.where(temperatures == 0, np.float32(0), inverted)
 
     def draw(self, logits: Tensor, uniform: Tensor, temperature: Tensor) -> Tensor:

@@ -241,13 +241,13 @@ from samplernn.generation.engines import cuda, cuda_kernels
 
 NARROW = "cells upsampling table hidden_weights output_weights narrow tier_input first second".split()
 OTHERS = dict(codes="*i32", positions="*i64", streams="*i64", seeds="*i64", counter="*i32", top_k="i32",
-    top_p="fp32", num_rows="i32", length="i32")
+    top_p="fp32", num="i32", num_rows="i32", length="i32")
 architecture, blocks, shared = (int(word) for word in sys.argv[1:4])
 for variant in sys.argv[4:]:
-    num, filtered, given, is_lstm = (int(word) for word in variant.split("-"))
-    constants = dict(TIERS=((64, 64, 4, 0, 0), (16, 16, 16, 65536, 4)), LAYERS=2, D=1024, Q=256, Q_LEVELS=256,
+    num, dim, filtered, given, is_lstm = (int(word) for word in variant.split("-"))
+    constants = dict(TIERS=((64, 64, 4, 0, 0), (16, 16, 16, 64 * dim, 4)), LAYERS=2, D=dim, Q=256, Q_LEVELS=256,
         IS_LSTM=is_lstm, IS_GIVEN=given, IS_FILTERED=filtered)
-    constants |= cuda.tiles(num, 1024, 256, blocks, torch.bfloat16, shared)._asdict()
+    constants |= cuda.tiles(num, dim, 256, blocks, torch.bfloat16, shared)._asdict()
     names = cuda_kernels.advance.arg_names
     kinds = {name: "constexpr" if name in constants else OTHERS.get(name) or ("*bf16" if name in NARROW else "*fp32")
         for name in names}
@@ -258,16 +258,19 @@ for variant in sys.argv[4:]:
         options=dict(num_warps=cuda_kernels.WARPS, num_stages=3, launch_cooperative_grid=True))
     instructions = set(re.findall(r"(?:wg)?mma[.]\\S+", kernel.asm["ptx"]))
     layouts = dict(re.findall(r"^(#\\w+) = (.*)$", kernel.asm["ttgir"], re.M))
-    scan = re.search(r'"tt.scan".*?}[)] : [(]tensor<(\\w+), (#\\w+)>', kernel.asm["ttgir"], re.S)
-    print(num, kernel.metadata.shared, sorted(instructions), scan and (scan[1], layouts[scan[2]]), sep="|")
+    sums = re.findall(r'"tt[.](?:scan|reduce)".*?}[)] : [(]tensor<(\\w+f32), (#\\w+)>', kernel.asm["ttgir"], re.S)
+    sums = sorted({(shape, layouts[layout]) for shape, layout in sums if "256xf32" in shape})
+    print(num, kernel.metadata.shared, sorted(instructions), sums, sep="|")
 """
 
 
 @pytest.mark.parametrize(
     ("architecture", "blocks", "shared", "variants"),
     [
-        pytest.param(90, 132, 232448, ["1-0-0-0", "8-1-0-0", "300-0-0-0"], id="H200"),
-        pytest.param(86, 82, 101376, ["1-0-0-0", "300-0-1-1"], id="RTX 3090"),
+        pytest.param(
+            90, 132, 232448, ["1-1024-0-0-0", "1-256-0-0-0", "8-1024-0-0-0", "300-256-0-0-0"], id="H200"
+        ),
+        pytest.param(86, 82, 101376, ["1-512-0-1-0", "8-512-1-0-0", "300-1024-0-1-1"], id="RTX 3090"),
     ],
 )
 def test_the_program_compiles_for_gpus_that_are_not_here(
@@ -289,9 +292,8 @@ def test_the_program_compiles_for_gpus_that_are_not_here(
     for _, memory, instructions, _ in compiled:
         assert 0 < int(memory) <= shared
         assert instructions == "['mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32']"
-    scans = {scan for *_, scan in compiled if scan != "None"}
-    assert len(scans) == 1
-    assert "4x256xf32" in scans.pop()
+    assert len({sums for *_, sums in compiled if "256, 4" not in sums}) == 1  # top-k and top-p count, too
+    assert "8x256xf32" in compiled[0][3]
 
 
 def test_all_units_and_codes_have_a_block_where_one_stream_is_alone(cuda: ModuleType) -> None:
@@ -346,15 +348,43 @@ def test_a_gpu_on_which_the_engine_fails_is_not_used_and_a_line_says_why(
         "engine cpu, although there is a GPU: engine cuda fails on it "
         "(RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch)\n"
     )
-    with pytest.raises(RuntimeError, match="too many blocks"):  # who asks for it hears it all
-        open_engine(_model(), "cuda")
 
 
 def test_a_program_that_computes_something_else_is_refused(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = cuda.CudaEngine(_model((4, 2), n_rnn=1), "float32")
+    engine = cuda.CudaEngine(_model((2,), n_rnn=1), "float32")
     engine._try()
-    engine._packed.tensors["hidden_weights"][:] = 0
-    with pytest.raises(RuntimeError, match=r"off by .* nats"):
+    advance = engine.advance
+    monkeypatch.setattr(engine, "advance", lambda *rest: advance(*rest) + len(engine.export_state().position))
+    with pytest.raises(RuntimeError, match=r"depends on its neighbours|out of range"):
         engine._try()
+    engine._packed.tensors["hidden_weights"][:] = 0
+    with pytest.raises(RuntimeError, match="surprise is off by"):
+        engine._try()
+
+
+def test_who_asks_for_an_engine_that_fails_hears_why_in_one_line(
+    cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch\nmore")
+
+    monkeypatch.setattr(engines, "without_cuda", lambda: "")
+    monkeypatch.setattr(cuda, "CudaEngine", fail)
+    with pytest.raises(UserError, match=r"too many blocks in cooperative launch.; use engine cpu"):
+        open_engine(_model(), "cuda")
+
+
+def test_a_launch_of_many_streams_is_short(cuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+
+    def launch(blocks: int, device: torch.device, **arguments: Any) -> None:
+        lengths.append((arguments["num_rows"], arguments["length"]))
+
+    monkeypatch.setattr(cuda, "launch", launch)
+    engine = cuda.CudaEngine(_model((4, 2), n_rnn=1), "float32")
+    for num, length in ((1, 9000), (4096, 200), (5000, 8)):
+        engine.start(num)
+        engine.advance(length, Randomness(0, tuple(range(num))), Sampling())
+    assert lengths == [(16, 8192), (16, 808), (4096, 128), (4096, 72), (4096, 8), (912, 8)]

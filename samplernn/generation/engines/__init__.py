@@ -77,7 +77,10 @@ def _opened(model: SampleRNN, engine: str, dtype: str, threads: int | None) -> E
     if engine == "cuda":
         from samplernn.generation.engines.cuda import CudaEngine
 
-        return CudaEngine(model, dtype)
+        try:
+            return CudaEngine(model, dtype)
+        except Exception as error:  # whatever drivers, compilers and GPUs may come up with
+            raise UserError(f"engine cuda fails on this GPU ({first_line(error)}); use engine cpu") from error
     from samplernn.generation.engines.cpu import CpuEngine
 
     return CpuEngine(model, dtype, threads)

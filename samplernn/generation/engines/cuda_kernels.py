@@ -20,12 +20,15 @@ import triton.language as tl
 
 WARPS = 4
 """Of every variant: the order of a sum depends on it."""
-DRAWN = tl.constexpr(4)
-"""Rows that are gathered or drawn together."""
+GATHERED = tl.constexpr(4)
+"""Rows of the first layer that are added up together."""
+DRAWN = tl.constexpr(8)
+"""Rows that are drawn together. Another number than `GATHERED`: the compiler lays tensors of one shape out
+alike, and how codes are laid out decides in which order they are added up."""
 IMPOSSIBLE = -1e30
 """Bias of a code that only fills up."""
 
-_COUNTED = tl.constexpr(8)
+_COUNTED = tl.constexpr(4)
 
 
 @triton.jit
@@ -45,7 +48,18 @@ def wait(counter, target):
 
 
 @triton.jit
-def product(x, weights, row, column, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def some(at, rows, num, IS_MASKED: tl.constexpr):
+    """What lies there, ``[rows, …]``; of few streams only their rows are read, the others are zero."""
+    if IS_MASKED:
+        return tl.load(at, rows[:, None] < num, 0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def product(
+    x, weights, row, column, num, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    IS_MASKED: tl.constexpr,
+):  # fmt: skip
     """A tile of ``x @ weights.T``: rows from `row`, columns from `column`; float32 ``[BM, BN]``.
 
     Four chains over a quarter of the inputs each, which do not wait for one another.
@@ -53,6 +67,7 @@ def product(x, weights, row, column, K: tl.constexpr, BM: tl.constexpr, BN: tl.c
     Args:
         x: ``[rows, K]``.
         weights: ``[columns, K]``.
+        num: rows that count; with IS_MASKED the others are not read.
     """
     rows, columns, inputs = row + tl.arange(0, BM), column + tl.arange(0, BN), tl.arange(0, BK)
     x_at = x + rows[:, None] * K + inputs[None, :]
@@ -63,22 +78,13 @@ def product(x, weights, row, column, K: tl.constexpr, BM: tl.constexpr, BN: tl.c
     third = tl.zeros((BM, BN), tl.float32)
     fourth = tl.zeros((BM, BN), tl.float32)
     for k in tl.range(0, quarter, BK):
-        first = tl.dot(tl.load(x_at + k), tl.load(w_at + k), first, input_precision="ieee")
-        second = tl.dot(
-            tl.load(x_at + (quarter + k)), tl.load(w_at + (quarter + k)), second, input_precision="ieee"
-        )
-        third = tl.dot(
-            tl.load(x_at + (2 * quarter + k)),
-            tl.load(w_at + (2 * quarter + k)),
-            third,
-            input_precision="ieee",
-        )
-        fourth = tl.dot(
-            tl.load(x_at + (3 * quarter + k)),
-            tl.load(w_at + (3 * quarter + k)),
-            fourth,
-            input_precision="ieee",
-        )
+        first = tl.dot(some(x_at + k, rows, num, IS_MASKED), tl.load(w_at + k), first, input_precision="ieee")
+        part = some(x_at + (quarter + k), rows, num, IS_MASKED)
+        second = tl.dot(part, tl.load(w_at + (quarter + k)), second, input_precision="ieee")
+        part = some(x_at + (2 * quarter + k), rows, num, IS_MASKED)
+        third = tl.dot(part, tl.load(w_at + (2 * quarter + k)), third, input_precision="ieee")
+        part = some(x_at + (3 * quarter + k), rows, num, IS_MASKED)
+        fourth = tl.dot(part, tl.load(w_at + (3 * quarter + k)), fourth, input_precision="ieee")
     return (first + second) + (third + fourth)
 
 
@@ -118,8 +124,8 @@ def tanh(x):
 
 @triton.jit
 def gru(
-    x, before, weights, biases, hidden, after, row, unit, D: tl.constexpr, BM: tl.constexpr,
-    BU: tl.constexpr, BK: tl.constexpr,
+    x, before, weights, biases, hidden, after, row, unit, num, D: tl.constexpr, BM: tl.constexpr,
+    BU: tl.constexpr, BK: tl.constexpr, IS_MASKED: tl.constexpr,
 ):  # fmt: skip
     """A tile of a GRU layer's step, as `reference.gru_step`.
 
@@ -130,6 +136,7 @@ def gru(
         biases: float32 ``[2, 3, D]``.
         hidden: the same in float32; replaced.
         after: as `before`, of this step.
+        num: rows that count; see `some`.
     """
     rows, units, inputs = row + tl.arange(0, BM), unit + tl.arange(0, BU), tl.arange(0, BK)
     x_at = rows[:, None] * D + inputs[None, :]
@@ -142,11 +149,11 @@ def gru(
     update_h = tl.zeros((BM, BU), tl.float32)
     new_h = tl.zeros((BM, BU), tl.float32)
     for k in tl.range(0, D, BK):
-        part = tl.load(x + x_at + k)
+        part = some(x + x_at + k, rows, num, IS_MASKED)
         reset_x = tl.dot(part, tl.load(w_at + k), reset_x, input_precision="ieee")
         update_x = tl.dot(part, tl.load(w_at + (gate + k)), update_x, input_precision="ieee")
         new_x = tl.dot(part, tl.load(w_at + (2 * gate + k)), new_x, input_precision="ieee")
-        part = tl.load(before + x_at + k)
+        part = some(before + x_at + k, rows, num, IS_MASKED)
         reset_h = tl.dot(part, tl.load(w_at + (3 * gate + k)), reset_h, input_precision="ieee")
         update_h = tl.dot(part, tl.load(w_at + (4 * gate + k)), update_h, input_precision="ieee")
         new_h = tl.dot(part, tl.load(w_at + (5 * gate + k)), new_h, input_precision="ieee")
@@ -163,8 +170,8 @@ def gru(
 
 @triton.jit
 def lstm(
-    x, before, weights, biases, hidden, cell, after, row, unit, D: tl.constexpr, BM: tl.constexpr,
-    BU: tl.constexpr, BK: tl.constexpr,
+    x, before, weights, biases, hidden, cell, after, row, unit, num, D: tl.constexpr, BM: tl.constexpr,
+    BU: tl.constexpr, BK: tl.constexpr, IS_MASKED: tl.constexpr,
 ):  # fmt: skip
     """A tile of an LSTM layer's step, as `reference.lstm_step`; arguments as of `gru`, with four gates.
 
@@ -184,12 +191,12 @@ def lstm(
     new_h = tl.zeros((BM, BU), tl.float32)
     out_h = tl.zeros((BM, BU), tl.float32)
     for k in tl.range(0, D, BK):
-        part = tl.load(x + x_at + k)
+        part = some(x + x_at + k, rows, num, IS_MASKED)
         in_x = tl.dot(part, tl.load(w_at + k), in_x, input_precision="ieee")
         keep_x = tl.dot(part, tl.load(w_at + (gate + k)), keep_x, input_precision="ieee")
         new_x = tl.dot(part, tl.load(w_at + (2 * gate + k)), new_x, input_precision="ieee")
         out_x = tl.dot(part, tl.load(w_at + (3 * gate + k)), out_x, input_precision="ieee")
-        part = tl.load(before + x_at + k)
+        part = some(before + x_at + k, rows, num, IS_MASKED)
         in_h = tl.dot(part, tl.load(w_at + (4 * gate + k)), in_h, input_precision="ieee")
         keep_h = tl.dot(part, tl.load(w_at + (5 * gate + k)), keep_h, input_precision="ieee")
         new_h = tl.dot(part, tl.load(w_at + (6 * gate + k)), new_h, input_precision="ieee")
@@ -236,7 +243,8 @@ def gathered_by_one(codes, table, units, PLACES: tl.constexpr, Q_LEVELS: tl.cons
 
 @triton.jit
 def drawn(
-    logits, rows, uniform, inverse_temperature, top_k, top_p, Q: tl.constexpr, FILTERED: tl.constexpr
+    logits, rows, uniform, inverse_temperature, top_k, top_p, Q: tl.constexpr, Q_LEVELS: tl.constexpr,
+    FILTERED: tl.constexpr,
 ):  # fmt: skip
     """A code for each row, as `Sampling.draw`; int32 ``[rows]``.
 
@@ -249,16 +257,17 @@ def drawn(
     logit = tl.load(logits + rows[:, None] * Q + code[None, :])
     highest = tl.max(logit, axis=1)
     weight = tl.exp((logit - highest[:, None]) * inverse_temperature[:, None])
+    weight = tl.where(code[None, :] < Q_LEVELS, weight, 0.0)
     if FILTERED:
         weight = kept(logits, rows, weight, highest, inverse_temperature, top_k, top_p, Q)
     cumulative = tl.cumsum(weight, axis=1)
     target = uniform * tl.max(cumulative, axis=1)
     is_possible = weight > 0
     is_beyond = is_possible & (cumulative > target[:, None])
-    # Rounding may leave none beyond the target, or (sums run in a tree) one of weight zero, never both.
+    # Rounding may leave none beyond the target; and as sums run in a tree, one of weight zero may be.
     last = tl.max(tl.where(is_possible, code[None, :], 0), axis=1)
     chosen = tl.minimum(tl.min(tl.where(is_beyond, code[None, :], Q), axis=1), last)
-    likeliest = tl.min(tl.where(logit == highest[:, None], code[None, :], Q), axis=1)
+    likeliest = tl.min(tl.where(logit == highest[:, None], code[None, :], Q_LEVELS - 1), axis=1)
     return tl.where(inverse_temperature == 0, likeliest, chosen)
 
 
@@ -345,10 +354,12 @@ def uniforms(seed, streams, samples):
 @triton.jit
 def step_tier(
     now, t, above, projections, projection_biases, cells, cell_biases, upsampling, upsampling_biases,
-    hidden, cell, narrow, tier_input, conditioning, counter, target, num_rows, code_stride, version_stride,
+    hidden, cell, narrow, tier_input, conditioning, counter, target, num, num_rows, code_stride,
+    version_stride,
     FRAME: tl.constexpr, PADDED: tl.constexpr, RATIO: tl.constexpr, HAS_ABOVE: tl.constexpr,
     LAYERS: tl.constexpr, D: tl.constexpr, Q_LEVELS: tl.constexpr, IS_LSTM: tl.constexpr,
     BM: tl.constexpr, BN_UP: tl.constexpr, BU: tl.constexpr, BK: tl.constexpr, BK_QUARTER: tl.constexpr,
+    IS_MASKED: tl.constexpr,
 ):  # fmt: skip
     """One step of a tier: project its frame, step its layers, upsample; returns the next target.
 
@@ -378,16 +389,19 @@ def step_tier(
             row, unit = tile % row_tiles * BM, tile // row_tiles * BU
             if IS_LSTM:
                 remembered = cell + layer * (num_rows * D)
-                lstm(x, before, weights, biases, state, remembered, after, row, unit, D, BM, BU, BK)
+                lstm(
+                    x, before, weights, biases, state, remembered, after, row, unit, num, D, BM, BU, BK,
+                    IS_MASKED,
+                )  # fmt: skip
             else:
-                gru(x, before, weights, biases, state, after, row, unit, D, BM, BU, BK)
+                gru(x, before, weights, biases, state, after, row, unit, num, D, BM, BU, BK, IS_MASKED)
             tile += blocks
         target = meet(counter, target)
         x = after
     tile = block
     while tile < row_tiles * (RATIO * D // BN_UP):
         row, column = tile % row_tiles * BM, tile // row_tiles * BN_UP
-        total = product(x, upsampling, row, column, D, BM, BN_UP, BK_QUARTER)
+        total = product(x, upsampling, row, column, num, D, BM, BN_UP, BK_QUARTER, IS_MASKED)
         total += tl.load(upsampling_biases + column + tl.arange(0, BN_UP))[None, :]
         rows, units = row + tl.arange(0, BM), column % D + tl.arange(0, BN_UP)
         tl.store(conditioning + column // D * (num_rows * D) + rows[:, None] * D + units[None, :], total)
@@ -395,7 +409,7 @@ def step_tier(
     return meet(counter, target)
 
 
-@triton.jit(do_not_specialize=["num_rows", "length", "top_k", "top_p"])
+@triton.jit(do_not_specialize=["num", "num_rows", "length", "top_k", "top_p"])
 def advance(
     # The network, as `cuda_weights` packs it.
     projections, projection_biases, cells, cell_biases, upsampling, upsampling_biases, table,
@@ -405,8 +419,9 @@ def advance(
     # How codes are drawn.
     inverse_temperatures, positions, streams, seeds, top_k, top_p,
     # The call.
-    counter, num_rows, length, TIERS: tl.constexpr, LAYERS: tl.constexpr, D: tl.constexpr, Q: tl.constexpr,
-    Q_LEVELS: tl.constexpr, IS_LSTM: tl.constexpr, IS_ALONE: tl.constexpr,
+    counter, num, num_rows, length, TIERS: tl.constexpr, LAYERS: tl.constexpr, D: tl.constexpr,
+    Q: tl.constexpr,
+    Q_LEVELS: tl.constexpr, IS_LSTM: tl.constexpr, IS_ALONE: tl.constexpr, IS_MASKED: tl.constexpr,
     IS_GIVEN: tl.constexpr, IS_FILTERED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BN_UP: tl.constexpr, BN_OUT: tl.constexpr, BU: tl.constexpr, BK: tl.constexpr, BK_QUARTER: tl.constexpr,
     BD: tl.constexpr,
@@ -442,12 +457,14 @@ def advance(
         top_k: 0 for all.
         top_p: 1 for all.
         counter: int32, zero.
+        num: streams.
         num_rows: a multiple of BM; streams and padding.
         length: a multiple of the largest frame.
         TIERS: of each tier (frame, padded frame, ratio, start in `projections`, vectors before its own in
             `upsampling`).
         IS_ALONE: one stream: every block draws and adds up the first layer for itself, which saves two
-            meetings per sample, and keeps its share of the MLP's weights in registers.
+            meetings per sample, and keeps its share of the MLP's weights in shared memory.
+        IS_MASKED: few streams: see `some`.
     """
     block, blocks = tl.program_id(0), tl.num_programs(0)
     N_TIERS: tl.constexpr = len(TIERS)
@@ -465,6 +482,7 @@ def advance(
         output_tile = resident(output_weights, block * BN_OUT % Q, D, BN_OUT)
         early = gathered_by_one(codes + (LOOKBACK - FASTEST), table, quarters, FASTEST - 1, Q_LEVELS, D)
         latest = tl.load(codes + (LOOKBACK - 1))
+        numbers, places = tl.load(streams + drawing), tl.load(positions + drawing)
     t = 0
     while t < length:
         now = codes + LOOKBACK + t
@@ -484,9 +502,10 @@ def advance(
                     upsampling + TIERS[tier][4] * D * D, upsampling_biases + TIERS[tier][4] * D,
                     hidden + layers * (num_rows * D), cell + layers * (num_rows * D),
                     narrow + layers * (num_rows * D), tier_input,
-                    conditioning + TIERS[tier][4] * (num_rows * D), counter, target, num_rows, code_stride,
+                    conditioning + TIERS[tier][4] * (num_rows * D), counter, target, num, num_rows,
+                    code_stride,
                     N_TIERS * LAYERS * num_rows * D, TIERS[tier][0], TIERS[tier][1], TIERS[tier][2], tier > 0,
-                    LAYERS, D, Q_LEVELS, IS_LSTM, BM, BN_UP, BU, BK, BK_QUARTER,
+                    LAYERS, D, Q_LEVELS, IS_LSTM, BM, BN_UP, BU, BK, BK_QUARTER, IS_MASKED,
                 )  # fmt: skip
         above = conditioning + (TIERS[N_TIERS - 1][4] + t % FASTEST) * (num_rows * D)
         if IS_ALONE:
@@ -505,14 +524,27 @@ def advance(
                 total += tl.load(output_biases + columns)[None, :]
                 tl.store(logits + tl.arange(0, 16)[:, None] * Q + columns[None, :], total, is_first)
             arrive(counter)
+            # What needs no logits is done while the others arrive.
             early = gathered_by_one(now + (1 - FASTEST), table, quarters, FASTEST - 1, Q_LEVELS, D)
+            if not IS_GIVEN:
+                uniform = uniforms(seed, numbers, places + t)
+                inverse_temperature = tl.load(inverse_temperatures + drawing * length + t)
             target += blocks
             wait(counter, target)
+            if IS_GIVEN:
+                chosen = tl.load(now + drawing * code_stride)
+                tl.store(nll + drawing * length + t, surprise(logits, drawing, chosen, Q), block == 0)
+            else:
+                chosen = drawn(
+                    logits, drawing, uniform, inverse_temperature, top_k, top_p, Q, Q_LEVELS, IS_FILTERED
+                )
+                tl.store(now + drawing * code_stride, chosen, (block == 0) & (drawing == 0))
+            latest = tl.sum(tl.where(drawing == 0, chosen, 0))
         else:
             tile = block
-            while tile < (num_rows // DRAWN) * (D // BD):
-                rows = tile % (num_rows // DRAWN) * DRAWN + drawing
-                units = tile // (num_rows // DRAWN) * BD + tl.arange(0, BD)
+            while tile < (num_rows // GATHERED) * (D // BD):
+                rows = tile % (num_rows // GATHERED) * GATHERED + tl.arange(0, GATHERED)
+                units = tile // (num_rows // GATHERED) * BD + tl.arange(0, BD)
                 x = gathered(now - FASTEST, table, rows, units, code_stride, FASTEST, Q_LEVELS, D)
                 at = rows[:, None] * D + units[None, :]
                 x = tl.maximum(x + tl.load(above + at), 0.0)
@@ -522,7 +554,7 @@ def advance(
             tile = block
             while tile < row_tiles * (D // BN):
                 row, unit = tile % row_tiles * BM, tile // row_tiles * BN
-                total = product(first, hidden_weights, row, unit, D, BM, BN, BK_QUARTER)
+                total = product(first, hidden_weights, row, unit, num, D, BM, BN, BK_QUARTER, IS_MASKED)
                 units = unit + tl.arange(0, BN)
                 total = tl.maximum(total + tl.load(hidden_biases + units)[None, :], 0.0)
                 at = (row + tl.arange(0, BM))[:, None] * D + units[None, :]
@@ -532,32 +564,27 @@ def advance(
             tile = block
             while tile < row_tiles * (Q // BN_OUT):
                 row, column = tile % row_tiles * BM, tile // row_tiles * BN_OUT
-                total = product(second, output_weights, row, column, D, BM, BN_OUT, BK_QUARTER)
+                total = product(
+                    second, output_weights, row, column, num, D, BM, BN_OUT, BK_QUARTER, IS_MASKED
+                )
                 columns = column + tl.arange(0, BN_OUT)
                 total += tl.load(output_biases + columns)[None, :]
                 tl.store(logits + (row + tl.arange(0, BM))[:, None] * Q + columns[None, :], total)
                 tile += blocks
             target = meet(counter, target)
-        tile = block
-        if IS_ALONE:
-            tile = 0
-        while tile < num_rows // DRAWN:
-            rows = tile * DRAWN + drawing
-            if IS_GIVEN:
-                chosen = tl.load(now + rows * code_stride)
-                tl.store(nll + rows * length + t, surprise(logits, rows, chosen, Q))
-            else:
-                uniform = uniforms(seed, tl.load(streams + rows), tl.load(positions + rows) + t)
-                inverse_temperature = tl.load(inverse_temperatures + rows * length + t)
-                chosen = drawn(logits, rows, uniform, inverse_temperature, top_k, top_p, Q, IS_FILTERED)
-                if IS_ALONE:
-                    tl.store(now + rows * code_stride, chosen, (block == 0) & (drawing == 0))
+            tile = block
+            while tile < num_rows // DRAWN:
+                rows = tile * DRAWN + drawing
+                if IS_GIVEN:
+                    chosen = tl.load(now + rows * code_stride)
+                    tl.store(nll + rows * length + t, surprise(logits, rows, chosen, Q))
                 else:
+                    uniform = uniforms(seed, tl.load(streams + rows), tl.load(positions + rows) + t)
+                    inverse_temperature = tl.load(inverse_temperatures + rows * length + t)
+                    chosen = drawn(
+                        logits, rows, uniform, inverse_temperature, top_k, top_p, Q, Q_LEVELS, IS_FILTERED
+                    )
                     tl.store(now + rows * code_stride, chosen)
-            tile += blocks
-            if IS_ALONE:
-                latest = tl.sum(tl.where(drawing == 0, chosen, 0))
-                tile = num_rows
-        if not IS_ALONE:
+                tile += blocks
             target = meet(counter, target)
         t += 1

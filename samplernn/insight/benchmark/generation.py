@@ -24,6 +24,8 @@ STREAMS = (1, 8, 64)
 GPU_STREAMS = (*STREAMS, 256, 1024, 4096)
 _SECONDS = 1.5
 """Of measuring each figure, at least; and at least one call."""
+_CALL = 0.04
+"""Seconds that a call takes at least."""
 _CALLS_BEFORE = 8
 """The engine tries ways of sharing streams out to threads in its first calls."""
 
@@ -85,18 +87,22 @@ def samples_per_second(engine: Engine, streams: int) -> float:
     engine.start(streams)
     randomness, sampling = Randomness(0, tuple(range(streams))), Sampling()
     length = engine.lookback
-    started = time.perf_counter()
-    engine.advance(length, randomness, sampling)
-    per_sample = (time.perf_counter() - started) / length
-    if engine.name != "reference":
-        length *= max(1, round(0.05 / per_sample / length))  # calls like those of `generate`: some 50 ms
-        for _ in range(_CALLS_BEFORE):
-            engine.advance(length, randomness, sampling)
-    seconds: list[float] = []
-    while sum(seconds) < _SECONDS:
+
+    def call() -> float:
+        """Seconds."""
         started = time.perf_counter()
         engine.advance(length, randomness, sampling)
-        seconds.append(time.perf_counter() - started)
+        return time.perf_counter() - started
+
+    call()  # may compile
+    if engine.name != "reference":
+        while call() < _CALL and length * streams < 2**24:  # as those of `generate`
+            length *= 2
+        for _ in range(_CALLS_BEFORE):
+            call()
+    seconds: list[float] = []
+    while sum(seconds) < _SECONDS:
+        seconds.append(call())
     return streams * length / sorted(seconds)[len(seconds) // 2]
 
 
