@@ -35,7 +35,7 @@ class State(NamedTuple):
     history: Tensor
     """The last `lookback` codes, ``[B, lookback]``, oldest first."""
     rnn: tuple[Tensor, ...]
-    """One per frame-level tier, slowest first, each ``[B, S, n_rnn, dim]`` (S: 1 for GRU, 2 for LSTM)."""
+    """One per frame-level tier, slowest first, each ``[B, S, n_rnn, dim]`` (S: 1, or 2 for LSTMs)."""
 
     def detach(self) -> State:
         """The same values, cut from the graph: the T of truncated backpropagation through time."""

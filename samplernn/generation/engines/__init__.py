@@ -56,4 +56,6 @@ def beyond_fused(config: ModelConfig) -> str:
     """What of a model only the reference engine knows, in a few words; empty: the fused engines serve it."""
     if config.rnn not in ("gru", "lstm"):
         return f"cell {config.rnn}"
+    if config.skip_connections and config.n_rnn > 1:
+        return "skip connections"
     return ""
