@@ -177,6 +177,8 @@ class FrameLevelTier(nn.Module):
         super().__init__()
         self.frame_size, self.ratio = frame_size, ratio
         self.input_projection = Linear(frame_size, config.dim, config.weight_norm)
+        if config.rnn == "echo-state":  # whatever enters a reservoir is fixed
+            self.input_projection.requires_grad_(False)
         self.rnn = RNN(config)
         # Learned upsampling: each of the `ratio` positions has its own weights and bias.
         self.upsampling = Linear(config.dim, ratio * config.dim, config.weight_norm)

@@ -152,7 +152,7 @@ def test_jacobians_are_those_of_pytorchs_own_cells(rnn: str) -> None:
     x = torch.randn(3, 6, dtype=torch.float64)
     own = layers.layers
     gates_x = nn.functional.linear(x, own.weight_ih_l1, own.bias_ih_l1)
-    found = state_jacobians(layers, 1, states, gates_x)
+    found = state_jacobians(layers.cells()[1], states, gates_x)
     cell = (nn.LSTMCell if rnn == "lstm" else nn.GRUCell)(6, 6).double()
     cell.load_state_dict({name: getattr(own, f"{name}_l1") for name in cell.state_dict()})
 

@@ -25,7 +25,7 @@ from samplernn.model.network import FrameLevelTier, SampleRNN, State, gather_and
 _ELEMENTS_PER_GROUP = 32768
 """Rows are stepped in groups below torch's threading grain, so that no pass is split inside a row."""
 _VECTOR = 64
-"""Elements in a whole number of vectors, on any processor: two of AVX-512, which torch takes at once, twice."""
+"""Elements that are a whole number of vectors on any processor, also where torch takes several at once."""
 
 ChooseCode = Callable[[int, Tensor], Tensor]
 """Maps (sample index within the call, logits ``[B, Q]``) to codes ``[B, 1]``."""

@@ -12,7 +12,7 @@ from samplernn.model.cells import matrices
 
 def weights(config: ModelConfig) -> Iterator[tuple[int, int]]:
     """(n, weights of the large matrices that are used every n samples), the fastest last."""
-    recurrent = matrices(config).count
+    recurrent = matrices(config).total
     for frame, ratio in zip(config.frame_sizes, _ratios(config), strict=True):
         yield frame, recurrent + ratio * config.dim**2
     yield 1, config.dim**2 + config.q_levels * config.dim
@@ -39,7 +39,7 @@ def training_multiplications(
     if first_layer == "table":
         first *= config.q_levels
     recurrent = matrices(config)
-    fixed = sum((recurrent.count - recurrent.trained) / frame for frame in config.frame_sizes)
+    fixed = sum((recurrent.total - recurrent.trained) / frame for frame in config.frame_sizes)
     return 3 * (forward + (first if first_layer == "convolution" else first / samples_per_step)) - fixed
 
 

@@ -4,6 +4,7 @@
 `torch_backed` holds those of PyTorch, `simple`, `gated` and `mingru` our own, `recurrence` how these train.
 """
 
+from samplernn.model.cells.base import Cell
 from samplernn.model.cells.rnn import RNN, matrices
 
-__all__ = ["RNN", "matrices"]
+__all__ = ["RNN", "Cell", "matrices"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Maps ``x [..., in]``, ``weight [out, in]`` and a bias ``[out]`` or None to ``x @ weight.T + bias``: `F.linear`,
-or an engine's own."""
+"""Maps ``x [..., in]``, ``weight [out, in]`` and a bias ``[out]`` or None to ``x @ weight.T + bias``:
+`F.linear`, or an engine's own."""
 
 
 class Cell(Protocol):

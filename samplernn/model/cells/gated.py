@@ -12,8 +12,8 @@ from samplernn.model.cells.recurrence import Pointwise, PointwiseCell
 
 
 class PeepholeLSTM(PointwiseCell):
-    """``lstm-peephole``: an LSTM whose gates see the cell state (Gers & Schmidhuber, 2000, IJCNN, "Recurrent nets
-    that time and count"; Gers, Schraudolph & Schmidhuber, 2002, JMLR 3).
+    """``lstm-peephole``: an LSTM whose gates see the cell state (Gers & Schmidhuber, 2000, "Recurrent
+    nets that time and count", IJCNN; Gers, Schraudolph & Schmidhuber, 2002, JMLR 3).
 
     ::
 
@@ -53,8 +53,8 @@ class PeepholeLSTM(PointwiseCell):
 
 
 class ResetBeforeGRU(PointwiseCell):
-    """``gru-reset-before``: the GRU as it was published (Cho et al., 2014, arXiv:1406.1078) and as SampleRNN's
-    original has it, the reset gate before the recurrent product.
+    """``gru-reset-before``: the GRU as it was published (Cho et al., 2014, arXiv:1406.1078) and as the
+    original SampleRNN has it, the reset gate before the recurrent product.
 
     ::
 
@@ -63,7 +63,7 @@ class ResetBeforeGRU(PointwiseCell):
         n_t = tanh(W_n x_t + U_n (r_t * h_{t-1}) + b_n)
         h_t = (1 - z_t) * n_t + z_t * h_{t-1}
 
-    (`gru` multiplies first: r_t * (U_n h_{t-1} + b). In the original the update gate is 1 - z_t, the same up to
+    (`gru` multiplies first: r_t * (U_n h_{t-1} + d_n). The original's update gate is 1 - z_t, the same up to
     a sign.) W LeCun-uniform, U orthogonal per gate, b zero.
     """
 

@@ -36,7 +36,7 @@ class MinGRU(PointwiseCell):
         return ()
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        update, new = self.project(x.transpose(0, 1)).chunk(2, dim=-1)  # [F, B, D]
+        update, new = self.project_frames(x).chunk(2, dim=-1)  # [F, B, D]
         hidden = LinearRecurrence.apply((-update).sigmoid(), update.sigmoid() * new, state[:, 0])
         return hidden.transpose(0, 1), hidden[-1][:, None]
 
@@ -66,8 +66,8 @@ class LinearRecurrence(torch.autograd.Function):
 def scan(keep: Tensor, add: Tensor, h0: Tensor) -> Tensor:
     """h_t = keep_t * h_{t-1} + add_t, ``[F, B, D]``.
 
-    On a CPU frame by frame, one pass over memory. Elsewhere in log2 F passes, each of which joins stretches to
-    stretches of twice the length (Hillis & Steele, 1986, CACM 29; for recurrences Kogge & Stone, 1973).
+    On a CPU frame by frame, one pass over memory. Elsewhere in log2 F passes, each of which joins stretches
+    to stretches of twice the length (Kogge & Stone, 1973, IEEE Transactions on Computers 22).
     """
     return _frame_by_frame(keep, add, h0) if add.device.type == "cpu" else _by_doubling(keep, add, h0)
 

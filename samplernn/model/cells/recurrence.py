@@ -1,8 +1,8 @@
 """How our own cells run over frames and are derived.
 
-A cell is a few matrix products of its hidden vector and pointwise functions, in which a unit sees nothing but
-itself. So the derivatives of the pointwise part are one number per unit, for all frames at once, and a walk back
-over the frames is left with what depends on the frame after.
+A cell is a few matrix products of its hidden vector and pointwise functions, in which a unit sees nothing
+but itself. So the slopes of the pointwise part are a few numbers per unit, found for all frames at once, and
+the walk back over the frames is left with what depends on the frame after.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Pointwise = Callable[..., Tensor]
 class PointwiseCell(nn.Module):
     """A cell of our own: subclasses say its gates and its pointwise functions, and may initialise otherwise.
 
-    There is one product for each matrix of `matrices`. The first multiplies the hidden vector, each further one
-    what the pointwise function before it returns ``[..., 1, D]``; the last function returns the state.
+    There is one product for each matrix of `matrices`. The first multiplies the hidden vector, each further
+    one what the pointwise function before it returns ``[..., 1, D]``; the last function returns the state.
 
     Args:
         config: takes `dim`, and what the subclass says.
@@ -75,6 +75,12 @@ class PointwiseCell(nn.Module):
         # Added apart, the bias keeps its precision where products are narrow.
         return product(x, self.weight_ih, None) + self.bias
 
+    def project_frames(self, x: Tensor) -> Tensor:
+        """`project`, frames first: ``[B, F, in]`` to ``[F, B, gates·D]``."""
+        frames = x.transpose(0, 1)
+        # Flat, for torch may make a batch of products of a view of three dimensions, and copy the weights.
+        return self.project(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
     def step(self, projected: Tensor, state: Tensor, product: Product = F.linear) -> Tensor:
         gates = projected.unflatten(-1, (-1, self.dim))
         coefficients, sums = self.coefficients(), []
@@ -89,7 +95,7 @@ class PointwiseCell(nn.Module):
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        projected = self.project(x.transpose(0, 1)).unflatten(-1, (-1, self.dim))  # [F, B, gates, D]
+        projected = self.project_frames(x).unflatten(-1, (-1, self.dim))  # [F, B, gates, D]
         matrices = self.matrices()
         hidden, last = Recurrence.apply(
             self.pointwise(), dtype, len(matrices), projected, state, *matrices, *self.coefficients()
@@ -105,7 +111,10 @@ class PointwiseCell(nn.Module):
 
 
 class Recurrence(torch.autograd.Function):
-    """A layer over all its frames; see the module. Products are in `dtype`, all else in the weights' precision."""
+    """A layer over all its frames; see the module.
+
+    Products are in `dtype`, all else in the parameters' precision.
+    """
 
     @staticmethod
     def forward(
@@ -197,7 +206,7 @@ class Recurrence(torch.autograd.Function):
 
 
 def _slopes(result: Tensor, by: list[Tensor]) -> list[tuple[Tensor | None, ...]]:
-    """How much each unit of a result ``[F, B, n, D]`` changes with what it depends on: n times ``[F, B, …, D]``."""
+    """By how much each unit of a result ``[F, B, n, D]`` changes with what it depends on, n times."""
     return [
         torch.autograd.grad(one.sum(), by, retain_graph=True, allow_unused=True)
         for one in result.unbind(dim=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,7 @@ from samplernn.model.cells.recurrence import PointwiseCell
 from samplernn.model.cells.simple import EchoState, Leaky, ReluRNN, TanhRNN
 from samplernn.model.cells.torch_backed import GRU, LSTM, initialise, through_torch, trains_on_cpu
 
-_OF_TORCH: dict[str, tuple[type[nn.GRU] | type[nn.LSTM], type[GRU] | type[LSTM]]] = {
-    "gru": (nn.GRU, GRU),
-    "lstm": (nn.LSTM, LSTM),
-}
+_OF_TORCH: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 _OWN: dict[str, type[PointwiseCell]] = {
     "rnn-tanh": TanhRNN,
     "rnn-relu": ReluRNN,
@@ -34,10 +31,10 @@ _OWN: dict[str, type[PointwiseCell]] = {
 
 
 class RNN(nn.Module):
-    """`n_rnn` stacked layers of one cell, ``[B, F, dim]`` and a state ``[B, S, n_rnn, dim]`` to the same shapes.
+    """`n_rnn` layers of one cell: ``[B, F, dim]`` and a state ``[B, S, n_rnn, dim]`` to the same shapes.
 
-    S counts the vectors that a layer carries (1, or 2 for LSTMs: hidden, then cell). The batch is always the first
-    dimension of a state, so that rows can be reset, copied and moved without knowing the cell.
+    S counts the vectors that a layer carries (1, or 2 for LSTMs: hidden, then cell). The batch is always the
+    first dimension of a state, so that rows can be reset, copied and moved without knowing the cell.
 
     With `skip_connections` every layer but the first reads the hidden vector of the one below and, beside it,
     the input of the first, and the output is an affine function of the hidden vectors of all layers (Graves,
@@ -53,18 +50,14 @@ class RNN(nn.Module):
         self.has_skips = config.skip_connections and n_rnn > 1
         widths = [2 * dim if self.has_skips and index else dim for index in range(n_rnn)]
         self.layers: nn.RNNBase | nn.ModuleList
-        if config.rnn not in _OF_TORCH:
-            cell = _OWN[config.rnn]
-            self.layers = nn.ModuleList(cell(config, width) for width in widths)
+        if config.rnn in _OWN:
+            self.layers = nn.ModuleList(_OWN[config.rnn](config, width) for width in widths)
+        elif self.has_skips:
+            stack = _OF_TORCH[config.rnn]
+            self.layers = nn.ModuleList(stack(width, dim, batch_first=True) for width in widths)
         else:
-            torchs, cell = _OF_TORCH[config.rnn]
-            if self.has_skips:
-                self.layers = nn.ModuleList(torchs(width, dim, batch_first=True) for width in widths)
-            else:
-                self.layers = torchs(dim, dim, n_rnn, batch_first=True)
-        self._view = cell
-        self.vectors = cell.vectors
-        h0 = torch.zeros(self.vectors, n_rnn, dim)
+            self.layers = _OF_TORCH[config.rnn](dim, dim, n_rnn, batch_first=True)
+        h0 = torch.zeros(self.cells()[0].vectors, n_rnn, dim)
         self.h0: Tensor
         if config.learn_h0:
             self.h0 = nn.Parameter(h0)
@@ -83,10 +76,9 @@ class RNN(nn.Module):
     def cells(self) -> list[Cell]:
         """The layers, lowest first."""
         if isinstance(self.layers, nn.RNNBase):
-            return [self._view(self.layers, index) for index in range(self.layers.num_layers)]
+            return [_view(self.layers, index) for index in range(self.layers.num_layers)]
         return [
-            self._view(layer, 0) if isinstance(layer, nn.RNNBase) else layer
-            for layer in self.layers
+            _view(layer, 0) if isinstance(layer, nn.RNNBase) else cast(Cell, layer) for layer in self.layers
         ]
 
     def initial_state(self, batch_size: int) -> Tensor:
@@ -159,6 +151,10 @@ class RNN(nn.Module):
         return self.output(hidden, product), torch.stack(states, dim=2)
 
 
+def _view(layers: nn.RNNBase, index: int) -> Cell:
+    return LSTM(layers, index) if isinstance(layers, nn.LSTM) else GRU(layers, index)
+
+
 def _stepped(cell: Cell, x: Tensor, state: Tensor, product: Product) -> tuple[Tensor, Tensor]:
     state = cell.step(cell.project(x, product), state, product)
     return state[:, 0], state
@@ -167,7 +163,7 @@ def _stepped(cell: Cell, x: Tensor, state: Tensor, product: Product) -> tuple[Te
 class Matrices(NamedTuple):
     """Weights of the large matrices of one tier's recurrent layers."""
 
-    count: int
+    total: int
     trained: int
     """Of them; the others only pass gradients on."""
 
@@ -181,4 +177,6 @@ def matrices(config: ModelConfig) -> Matrices:
         for name, value in rnn.state_dict(keep_vars=True).items()
         if name.rpartition(".")[2].startswith("weight")
     ]
-    return Matrices(sum(count for count, _ in weights), sum(count for count, is_own in weights if is_own))
+    return Matrices(
+        sum(count for count, _ in weights), sum(count for count, is_trained in weights if is_trained)
+    )

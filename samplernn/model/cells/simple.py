@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from samplernn.config import ModelConfig
-from samplernn.model.cells.base import lecun_uniform
 from samplernn.model.cells.recurrence import Pointwise, PointwiseCell
 
 LONGEST_TIME_CONSTANT = 1000.0
@@ -31,8 +30,8 @@ class ReluRNN(PointwiseCell):
     """``rnn-relu``: rectified units that begin by remembering everything: IRNN (Le, Jaitly & Hinton, 2015,
     arXiv:1504.00941).
 
-    h_t = max(0, W x_t + U h_{t-1} + b). U is the identity at first, b zero, W Gaussian with a standard deviation
-    of 0.001, all as there: units only ever add up, so small inputs keep them in range.
+    h_t = max(0, W x_t + U h_{t-1} + b). U is the identity at first, b zero, W Gaussian with a standard
+    deviation of 0.001, all as there: units only ever add up, so small inputs keep them in range.
     """
 
     def __init__(self, config: ModelConfig, in_features: int) -> None:
@@ -70,8 +69,8 @@ class Leaky(PointwiseCell):
 
 
 class EchoState(PointwiseCell):
-    """``echo-state``: a fixed random reservoir, of which only what reads it is trained (Jaeger, 2001, GMD Report
-    148; with a leak: Jaeger et al., 2007).
+    """``echo-state``: a fixed random reservoir, of which only what reads it is trained (Jaeger, 2001, GMD
+    Report 148; with a leak: Jaeger et al., 2007).
 
     h_t = (1 - a) h_{t-1} + a tanh(W x_t + U h_{t-1} + b), a = `leak`. U: a share `density` of the weights is
     Gaussian, the rest zero; then it is scaled to `spectral_radius`, the largest absolute value of its
@@ -86,7 +85,8 @@ class EchoState(PointwiseCell):
         for name in ("weight_ih", "weight_hh", "bias"):
             delattr(self, name)
         self.register_buffer("weight_ih", weight_ih.detach())
-        self.register_buffer("weight_hh", reservoir(weight_hh.detach(), config.spectral_radius, config.density))
+        weight_hh = reservoir(weight_hh.detach(), config.spectral_radius, config.density)
+        self.register_buffer("weight_hh", weight_hh)
         self.register_buffer("bias", bias.detach().uniform_(-0.1, 0.1))
 
     def pointwise(self) -> tuple[Pointwise, ...]:

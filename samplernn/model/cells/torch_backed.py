@@ -1,4 +1,4 @@
-"""Cells that PyTorch has: `nn.GRU` and `nn.LSTM`, their layers one by one, and a GRU that trains faster on a CPU."""
+"""Cells that PyTorch has: `nn.GRU` and `nn.LSTM` layer by layer, and a GRU that trains faster on a CPU."""
 
 from __future__ import annotations
 
