@@ -54,23 +54,28 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+Cell = Literal[
+    "gru",
+    "lstm",
+    "rnn-tanh",
+    "rnn-relu",
+    "lstm-peephole",
+    "gru-reset-before",
+    "leaky",
+    "echo-state",
+    "mingru",
+]
+"""Recurrent cells: docs/cells.md has their equations."""
+CELLS: tuple[Cell, ...] = typing.get_args(Cell)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. Two models with equal ``ModelConfig`` have interchangeable weights."""
 
     frame_sizes: tuple[int, ...] = (64, 16)
     """Samples per frame of every frame-level tier, slowest tier first, each divisible by the next."""
-    rnn: Literal[
-        "gru",
-        "lstm",
-        "rnn-tanh",
-        "rnn-relu",
-        "lstm-peephole",
-        "gru-reset-before",
-        "leaky",
-        "echo-state",
-        "mingru",
-    ] = "gru"
+    rnn: Cell = "gru"
     """Recurrent cell of the frame-level tiers: docs/cells.md has their equations."""
     n_rnn: int = 1
     """Stacked RNN layers per frame-level tier."""
