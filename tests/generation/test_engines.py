@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from samplernn.config import ModelConfig, UserError
+from samplernn.config import CELLS, ModelConfig, UserError
 from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import PREFILL_CHUNK, Engine, EngineState
+from samplernn.generation.engines.reference import grouping
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN
 
 TIERS = [(4,), (8, 2), (12, 4, 2)]
 ENGINES = [("reference", "float32"), ("cpu", "float32"), ("cpu", "bfloat16"), ("cpu", "int8")]
+SERVED = ("gru", "lstm")
+"""Cells of the fused engines."""
+OPTIONS: list[dict[str, Any]] = [{}, {"skip_connections": True}]
+generic = pytest.mark.parametrize(
+    ("rnn", "options"),
+    [
+        *((rnn, options) for rnn in CELLS for options in OPTIONS),
+        ("lstm-peephole", {"recurrent_input": False}),
+        ("echo-state", {"leak": 0.5, "dim": 33}),
+        ("gru", {"dim": 21}),
+        ("leaky", {"time_constants": "fixed", "dim": 134}),
+    ],
+)
 EXACT = [engine for engine, dtype in ENGINES if dtype == "float32"]
 
 
@@ -32,22 +48,27 @@ def exact(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def _model(frame_sizes: tuple[int, ...] = (8, 2), rnn: str = "gru", weight_norm: bool = True) -> SampleRNN:
+def _model(
+    frame_sizes: tuple[int, ...] = (8, 2), rnn: str = "gru", weight_norm: bool = True, **options: Any
+) -> SampleRNN:
     """All parameters random; dim 20 is no multiple of a vector register."""
     torch.manual_seed(1)
     config = ModelConfig(
         frame_sizes=frame_sizes,
         rnn=rnn,  # type: ignore[arg-type]
         n_rnn=2,
-        dim=20,
         embedding_dim=7,
         q_levels=33,
         weight_norm=weight_norm,
+        **{"dim": 20, **options},
     )
     model = SampleRNN(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+        if rnn == "rnn-relu":  # whose units would grow from step to step
+            for name, parameter in model.named_parameters():
+                parameter.mul_(0.3 if "weight_hh" in name else 1)
     return model
 
 
@@ -110,6 +131,45 @@ def test_a_stream_is_bit_for_bit_the_same_whatever_its_neighbours(choice: tuple[
         together = _generate(engine, tuple(range(count)), [48])
         assert torch.equal(together[3], alone[0])
         assert torch.equal(engine.export_state().network.rnn[0][3], state[0])
+
+
+@generic
+def test_the_generic_engine_steps_whatever_can_be_trained(rnn: str, options: dict[str, Any]) -> None:
+    model = _model((12, 4, 2), rnn, **options)
+    codes = torch.randint(33, (3, 48))
+    engine = open_engine(model)
+    if rnn not in SERVED or "skip_connections" in options:
+        assert engine.name == "reference"
+    engine = open_engine(model, "reference")
+    engine.start(3)
+    stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
+    torch.testing.assert_close(stepped, _teacher_forced(model, codes), atol=1e-5, rtol=1e-4)
+
+
+@generic
+def test_the_generic_engine_keeps_streams_apart_in_every_bit(rnn: str, options: dict[str, Any]) -> None:
+    engine = open_engine(_model(rnn=rnn, **options), "reference")
+    alone = _generate(engine, (3,), [24])
+    states = engine.export_state().network.rnn
+    for count in (4, 21, 450):
+        together = _generate(engine, tuple(range(count)), [24])
+        assert torch.equal(together[3], alone[0])
+        after = engine.export_state().network.rnn
+        assert all(torch.equal(many[3], one[0]) for many, one in zip(after, states, strict=True))
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64, 600, 1001])
+def test_rows_are_grouped_into_whole_vectors_below_the_grain(dim: int) -> None:
+    most, unit = grouping(dim)
+    assert most % unit == 0
+    assert most == 1 or (unit * dim % 64 == 0 and 4 * most * dim <= 32768)
+
+
+@pytest.mark.parametrize("options", [{"rnn": "leaky"}, {"skip_connections": True}])
+def test_a_fused_engine_says_what_it_does_not_serve(options: dict[str, Any]) -> None:
+    model = _model(**options)
+    with pytest.raises(UserError, match="engine cpu has no (cell leaky|skip connections): use engine ref"):
+        open_engine(model, "cpu")
 
 
 @pytest.mark.parametrize("lengths", [[8] * 6, [16, 32], [40, 8]])

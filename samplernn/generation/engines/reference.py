@@ -24,6 +24,8 @@ from samplernn.model.network import FrameLevelTier, SampleRNN, State, gather_and
 
 _ELEMENTS_PER_GROUP = 32768
 """Rows are stepped in groups below torch's threading grain, so that no pass is split inside a row."""
+_LINE = 16
+"""Elements in a cache line."""
 _VECTOR = 64
 """Elements that are a whole number of vectors on any processor, also where torch takes several at once."""
 
@@ -167,8 +169,10 @@ def grouping(dim: int) -> tuple[int, int]:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias`` as one matrix-vector product per row, ``[B, in]`` to ``[B, out]``."""
-    num_rows = len(x)
-    x, matrices = x.contiguous(), weight.t().expand(num_rows, -1, -1)
+    num_rows, inputs = x.shape
+    # Each row begins on a cache line: what does not, MKL may add up in another order.
+    x = F.pad(x, (0, -inputs % _LINE))[:, :inputs] if inputs % _LINE else x.contiguous()
+    matrices = weight.t().expand(num_rows, -1, -1)
     if bias is None:
         return torch.bmm(x[:, None], matrices)[:, 0]
     return torch.baddbmm(bias.expand(num_rows, 1, -1), x[:, None], matrices)[:, 0]

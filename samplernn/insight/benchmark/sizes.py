@@ -25,7 +25,8 @@ def training_multiplications(
 
     The backward pass multiplies each matrix twice, for the gradient of its input and for its own: that
     makes three times the forward pass. (The frames that enter a tier need no gradient; counted all the
-    same, it is less than a thousandth.) A matrix that is not trained is multiplied once less.
+    same, it is less than a thousandth.) A matrix that is not trained is multiplied once less; what enters a
+    reservoir in the slowest tier needs no gradient at all.
 
     Args:
         config: sizes of the network.
@@ -40,6 +41,8 @@ def training_multiplications(
         first *= config.q_levels
     recurrent = matrices(config)
     fixed = sum((recurrent.total - recurrent.trained) / frame for frame in config.frame_sizes)
+    if config.rnn == "echo-state":
+        fixed += len(config.frame_sizes) * config.dim + config.dim**2 / config.frame_sizes[0]
     return 3 * (forward + (first if first_layer == "convolution" else first / samples_per_step)) - fixed
 
 

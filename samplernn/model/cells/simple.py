@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from samplernn.config import ModelConfig
 from samplernn.model.cells.recurrence import Pointwise, PointwiseCell
 
+MOST = 20.0
+"""Upper bound of rectified units."""
 LONGEST_TIME_CONSTANT = 1000.0
 """Of leaky integrators at first, in steps; the shortest is 1."""
 
@@ -30,8 +32,10 @@ class ReluRNN(PointwiseCell):
     """``rnn-relu``: rectified units that begin by remembering everything: IRNN (Le, Jaitly & Hinton, 2015,
     arXiv:1504.00941).
 
-    h_t = max(0, W x_t + U h_{t-1} + b). U is the identity at first, b zero, W Gaussian with a standard
-    deviation of 0.001, all as there: units only ever add up, so small inputs keep them in range.
+    h_t = min(max(0, W x_t + U h_{t-1} + b), 20). U is the identity at first, b zero, W Gaussian with a
+    standard deviation of 0.001, all as there. The upper bound is that of Deep Speech (Hannun et al., 2014,
+    arXiv:1412.5567): audio goes on for thousands of steps, and once a single eigenvalue of U passes 1 a state
+    without bounds overflows.
     """
 
     def __init__(self, config: ModelConfig, in_features: int) -> None:
@@ -121,7 +125,7 @@ def _tanh(gates: Tensor, sums: Sequence[Tensor], before: Tensor) -> Tensor:
 
 
 def _relu(gates: Tensor, sums: Sequence[Tensor], before: Tensor) -> Tensor:
-    return (gates + sums[0]).relu()
+    return (gates + sums[0]).clamp(0, MOST)
 
 
 def _leaky(gates: Tensor, sums: Sequence[Tensor], before: Tensor, log_time_constants: Tensor) -> Tensor:
