@@ -54,7 +54,7 @@ def open_engine(
 
 def beyond_fused(config: ModelConfig) -> str:
     """What of a model only the reference engine knows, in a few words; empty: the fused engines serve it."""
-    if config.rnn not in ("gru", "lstm"):
+    if config.rnn == "gru-reset-before":  # a second product, and a wait, in the middle of a step
         return f"cell {config.rnn}"
     if config.skip_connections and config.n_rnn > 1:
         return "skip connections"

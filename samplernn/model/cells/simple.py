@@ -69,7 +69,11 @@ class Leaky(PointwiseCell):
         return (_leaky,)
 
     def coefficients(self) -> tuple[Tensor, ...]:
-        return (self.log_time_constants,)
+        return (self.share(),)
+
+    def share(self) -> Tensor:
+        """a: the share of each unit that a step renews, ``[D]``."""
+        return -torch.expm1(-torch.exp(-self.log_time_constants))
 
 
 class EchoState(PointwiseCell):
@@ -128,8 +132,7 @@ def _relu(gates: Tensor, sums: Sequence[Tensor], before: Tensor) -> Tensor:
     return (gates + sums[0]).clamp(0, MOST)
 
 
-def _leaky(gates: Tensor, sums: Sequence[Tensor], before: Tensor, log_time_constants: Tensor) -> Tensor:
-    share = -torch.expm1(-torch.exp(-log_time_constants))
+def _leaky(gates: Tensor, sums: Sequence[Tensor], before: Tensor, share: Tensor) -> Tensor:
     return before + share * ((gates + sums[0]).tanh() - before)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from samplernn.model.cells.base import Product, lecun_uniform, orthogonal_blocks
 
 
-class _TorchLayer:
+class TorchLayer:
     """One layer of `nn.GRU` or `nn.LSTM`; holds no parameters itself.
 
     Args:
@@ -51,7 +51,7 @@ class _TorchLayer:
         return dict(zip(self.gates, weight_hh.split(weight_hh.shape[1]), strict=True))
 
 
-class GRU(_TorchLayer):
+class GRU(TorchLayer):
     """``gru``: Cho et al., 2014, arXiv:1406.1078, in cuDNN's variant, which multiplies before it resets.
 
     ::
@@ -85,7 +85,7 @@ class GRU(_TorchLayer):
         return torch.lerp(new, hidden, (update_x + update_h).sigmoid())[:, None]
 
 
-class LSTM(_TorchLayer):
+class LSTM(TorchLayer):
     """``lstm``: Hochreiter & Schmidhuber, 1997, Neural Computation 9, with a forget gate (Gers, Schmidhuber &
     Cummins, 2000, Neural Computation 12).
 
