@@ -377,6 +377,32 @@ def test_checkpoints_of_earlier_versions_have_the_names_of_pytorchs_layers() -> 
         assert shapes == expected
 
 
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("skips", [False, True])
+def test_the_input_may_be_narrower(name: str, skips: bool) -> None:
+    config = ModelConfig(rnn=name, dim=8, n_rnn=2, skip_connections=skips)  # type: ignore[arg-type]
+    rnn = RNN(config, input_size=3).double()
+    x, state = torch.randn(2, 4, 3, dtype=torch.float64), rnn.initial_state(2)
+    hidden, last = rnn(x, state)
+    for frame in range(4):
+        out, state = rnn.step(x[:, frame], state)
+        torch.testing.assert_close(out, hidden[:, frame])
+    torch.testing.assert_close(state, last)
+
+
+def test_recurrent_parameters_are_those_that_multiply_the_hidden_vector() -> None:
+    for name, gates in {
+        "gru": 3,
+        "gru-reset-before": 3,
+        "lstm-peephole": 4,
+        "mingru": 0,
+        "echo-state": 0,
+    }.items():
+        rnn = RNN(ModelConfig(rnn=name, dim=8, n_rnn=2))  # type: ignore[arg-type]
+        shapes = [tuple(parameter.shape) for parameter in rnn.recurrent_parameters()]
+        assert shapes == ([(8 * gates, 8)] * 2 if gates else []), name
+
+
 def test_one_layer_has_no_skips() -> None:
     plain, skipping = (RNN(ModelConfig(dim=8, skip_connections=skips)) for skips in (False, True))
     assert plain.state_dict().keys() == skipping.state_dict().keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from samplernn.cli import main
 from samplernn.config import CELLS
 from samplernn.generation.engines import open_engine
 from samplernn.model.checkpoint import load
+from samplernn.options import parse
 from tests.conftest import toy_arguments
 
+ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "gru": ["--model.n_rnn=2", "--model.skip_connections=true"],
     "lstm": ["--model.n_rnn=3", "--model.skip_connections=true"],
@@ -65,6 +68,20 @@ def test_a_cell_trains_resumes_exports_and_generates(
         logits, _ = model(codes, model.initial_state(2))
     expected = F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
     torch.testing.assert_close(engine.score(codes), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_documents_name_every_cell_and_their_commands_are_understood() -> None:
+    page = (ROOT / "docs" / "cells.md").read_text("utf-8")
+    commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith("samplernn train ")]
+    assert len(commands) == 3
+    for command in commands:
+        assert parse([command[0], *command[2:]]).config.model.rnn in CELLS
+    readme = (ROOT / "README.md").read_text("utf-8")
+    presets = [path.read_text("utf-8") for path in (ROOT / "configs").glob("*.yaml") if path.stem != "sweep"]
+    for rnn in CELLS:
+        assert f"| `{rnn}` |" in page
+        assert f"`{rnn}`" in readme
+        assert all(rnn in preset for preset in presets)
 
 
 @pytest.mark.parametrize("rnn", ["mingru", "lstm-peephole"])

@@ -85,7 +85,7 @@ class PackedNetwork:
 def _weights(cell: Cell) -> list[tuple[Tensor, Tensor]]:
     """Input and recurrent weights, each with its bias; without recurrent ones an empty matrix."""
     if isinstance(cell, TorchLayer):
-        weight_ih, weight_hh, bias_ih, bias_hh = cell.parameters
+        weight_ih, weight_hh, bias_ih, bias_hh = cell.weights()
         return [(weight_ih, bias_ih), (weight_hh, bias_hh)]
     assert isinstance(cell, PointwiseCell)
     (recurrent,) = cell.matrices() or (cell.weight_ih.new_empty(0, cell.dim),)

@@ -31,7 +31,8 @@ _OWN: dict[str, type[PointwiseCell]] = {
 
 
 class RNN(nn.Module):
-    """`n_rnn` layers of one cell: ``[B, F, dim]`` and a state ``[B, S, n_rnn, dim]`` to the same shapes.
+    """`n_rnn` layers of one cell: ``[B, F, input_size]`` and a state ``[B, S, n_rnn, dim]`` to ``[B, F, dim]``
+    and the next state.
 
     S counts the vectors that a layer carries (1, or 2 for LSTMs: hidden, then cell). The batch is always the
     first dimension of a state, so that rows can be reset, copied and moved without knowing the cell.
@@ -42,13 +43,16 @@ class RNN(nn.Module):
 
     Args:
         config: takes `rnn`, `n_rnn`, `dim`, `learn_h0`, `skip_connections`, and what the cell says.
+        input_size: numbers that enter per step; None: `dim`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, input_size: int | None = None) -> None:
         super().__init__()
         dim, n_rnn = config.dim, config.n_rnn
+        self.input_size = input_size or dim
         self.has_skips = config.skip_connections and n_rnn > 1
-        widths = [2 * dim if self.has_skips and index else dim for index in range(n_rnn)]
+        above = dim + self.input_size if self.has_skips else dim
+        widths = [above if index else self.input_size for index in range(n_rnn)]
         self.layers: nn.RNNBase | nn.ModuleList
         if config.rnn in _OWN:
             self.layers = nn.ModuleList(_OWN[config.rnn](config, width) for width in widths)
@@ -56,7 +60,7 @@ class RNN(nn.Module):
             stack = _OF_TORCH[config.rnn]
             self.layers = nn.ModuleList(stack(width, dim, batch_first=True) for width in widths)
         else:
-            self.layers = _OF_TORCH[config.rnn](dim, dim, n_rnn, batch_first=True)
+            self.layers = _OF_TORCH[config.rnn](self.input_size, dim, n_rnn, batch_first=True)
         h0 = torch.zeros(self.cells()[0].vectors, n_rnn, dim)
         self.h0: Tensor
         if config.learn_h0:
@@ -81,6 +85,10 @@ class RNN(nn.Module):
             _view(layer, 0) if isinstance(layer, nn.RNNBase) else cast(Cell, layer) for layer in self.layers
         ]
 
+    def recurrent_parameters(self) -> list[nn.Parameter]:
+        """The hidden-to-hidden matrices of all layers, as far as they are trained."""
+        return [parameter for name, parameter in self.named_parameters() if "weight_hh" in name]
+
     def initial_state(self, batch_size: int) -> Tensor:
         """h0 for every row, ``[B, S, n_rnn, dim]``."""
         return self.h0.expand(batch_size, -1, -1, -1)
@@ -88,7 +96,7 @@ class RNN(nn.Module):
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
-            x: ``[B, F, dim]``.
+            x: ``[B, F, input_size]``.
             state: ``[B, S, n_rnn, dim]``.
 
         Returns:
@@ -109,7 +117,7 @@ class RNN(nn.Module):
         """`forward` for one frame, without a dimension for it; changes no argument.
 
         Args:
-            x: ``[B, dim]``.
+            x: ``[B, input_size]``.
             state: ``[B, S, n_rnn, dim]``.
             product: all matrix products go through it.
         """
@@ -121,7 +129,7 @@ class RNN(nn.Module):
         """What a layer reads.
 
         Args:
-            x: input of the first layer, ``[..., dim]``.
+            x: input of the first layer, ``[..., input_size]``.
             below: hidden vectors of the layer below, None for the first layer.
         """
         if below is None:

@@ -25,8 +25,7 @@ class TorchLayer:
     def __init__(self, layers: nn.RNNBase, index: int) -> None:
         self.layers, self.index = layers, index
 
-    @property
-    def parameters(self) -> tuple[Tensor, ...]:
+    def weights(self) -> tuple[Tensor, ...]:
         """weight_ih, weight_hh, bias_ih, bias_hh."""
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return tuple(getattr(self.layers, f"{name}_l{self.index}") for name in names)
@@ -42,12 +41,12 @@ class TorchLayer:
 
     def project(self, x: Tensor, product: Product = F.linear) -> Tensor:
         """See `Cell`."""
-        weight_ih, _, bias_ih, _ = self.parameters
+        weight_ih, _, bias_ih, _ = self.weights()
         return product(x, weight_ih, bias_ih)
 
     def recurrent_blocks(self) -> dict[str, Tensor]:
         """See `Cell`."""
-        weight_hh = self.parameters[1]
+        weight_hh = self.weights()[1]
         return dict(zip(self.gates, weight_hh.split(weight_hh.shape[1]), strict=True))
 
 
@@ -72,12 +71,12 @@ class GRU(TorchLayer):
         if not trains_on_cpu(x):
             return self.plain(x, state)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        hidden = GRULayer.apply(x.transpose(0, 1), state[:, 0], dtype, *self.parameters)  # [F, B, D]
+        hidden = GRULayer.apply(x.transpose(0, 1), state[:, 0], dtype, *self.weights())  # [F, B, D]
         return hidden.transpose(0, 1), hidden[-1][:, None]
 
     def step(self, projected: Tensor, state: Tensor, product: Product = F.linear) -> Tensor:
         """See `Cell`."""
-        _, weight_hh, _, bias_hh = self.parameters
+        _, weight_hh, _, bias_hh = self.weights()
         hidden = state[:, 0]
         reset_x, update_x, new_x = projected.chunk(3, dim=1)
         reset_h, update_h, new_h = product(hidden, weight_hh, bias_hh).chunk(3, dim=1)
@@ -103,7 +102,7 @@ class LSTM(TorchLayer):
 
     def step(self, projected: Tensor, state: Tensor, product: Product = F.linear) -> Tensor:
         """See `Cell`."""
-        _, weight_hh, _, bias_hh = self.parameters
+        _, weight_hh, _, bias_hh = self.weights()
         sums = projected + product(state[:, 0], weight_hh, bias_hh)
         open_in, keep, new, open_out = sums.chunk(4, dim=1)
         cell = torch.addcmul(keep.sigmoid() * state[:, 1], open_in.sigmoid(), new.tanh())
