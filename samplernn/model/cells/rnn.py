@@ -31,7 +31,7 @@ _OWN: dict[str, type[PointwiseCell]] = {
 
 
 class RNN(nn.Module):
-    """`n_rnn` layers of one cell: ``[B, F, input_size]`` and a state ``[B, S, n_rnn, dim]`` to ``[B, F, dim]``
+    """`n_rnn` layers of one cell: ``[B, F, input_size]``, a state ``[B, S, n_rnn, dim]`` to ``[B, F, dim]``
     and the next state.
 
     S counts the vectors that a layer carries (1, or 2 for LSTMs: hidden, then cell). The batch is always the
