@@ -54,14 +54,29 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+Cell = Literal[
+    "gru",
+    "lstm",
+    "rnn-tanh",
+    "rnn-relu",
+    "lstm-peephole",
+    "gru-reset-before",
+    "leaky",
+    "echo-state",
+    "mingru",
+]
+"""Recurrent cells: docs/cells.md has their equations."""
+CELLS: tuple[Cell, ...] = typing.get_args(Cell)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. Two models with equal ``ModelConfig`` have interchangeable weights."""
 
     frame_sizes: tuple[int, ...] = (64, 16)
     """Samples per frame of every frame-level tier, slowest tier first, each divisible by the next."""
-    rnn: Literal["gru", "lstm"] = "gru"
-    """Recurrent cell of the frame-level tiers."""
+    rnn: Cell = "gru"
+    """Recurrent cell of the frame-level tiers: docs/cells.md has their equations."""
     n_rnn: int = 1
     """Stacked RNN layers per frame-level tier."""
     dim: int = 256
@@ -79,7 +94,20 @@ class ModelConfig:
     head: Literal["softmax"] = "softmax"
     """Output distribution over the next code."""
     forget_bias: float = 1.0
-    """Initial forget-gate bias of an LSTM (the paper's code uses 3)."""
+    """Initial forget-gate bias of lstm and lstm-peephole (the paper's code uses 3)."""
+    skip_connections: bool = False
+    """With n_rnn above 1: the first layer's input also goes to every other layer, and the output is made of
+    all layers (Graves, 2013)."""
+    recurrent_input: bool = True
+    """Of lstm-peephole: gates see the last hidden vector, too (false: U = 0, the cell state alone)."""
+    time_constants: Literal["learned", "fixed"] = "learned"
+    """Of leaky, log-spaced from 1 to 1000 steps of the tier at first: learned, or left there."""
+    leak: float = 1.0
+    """Of echo-state: share of a unit that each step renews, above 0 to 1 (1: all of it)."""
+    spectral_radius: float = 0.9
+    """Of echo-state: largest absolute eigenvalue of the fixed recurrent weights."""
+    density: float = 0.1
+    """Of echo-state: share of the recurrent weights that are not zero, above 0 to 1."""
 
     def __post_init__(self) -> None:
         sizes = self.frame_sizes
@@ -102,6 +130,15 @@ class ModelConfig:
         _require(
             self.embedding_dim >= 0,
             f"model.embedding_dim must be at least 1, or 0 for one-hot codes, got {self.embedding_dim}",
+        )
+        for name in ("leak", "density"):
+            _require(
+                0 < getattr(self, name) <= 1,
+                f"model.{name} must be above 0 and at most 1, got {getattr(self, name)}",
+            )
+        _require(
+            0 < self.spectral_radius < math.inf,
+            f"model.spectral_radius must be above 0, got {self.spectral_radius}",
         )
         _require(2 <= self.q_levels <= 1024, f"model.q_levels must be from 2 to 1024, got {self.q_levels}")
 

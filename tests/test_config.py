@@ -39,7 +39,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": {"frame_sizes": 16}}, "model.frame_sizes must be a list, got 16"),
     ({"model": {"frame_sizes": [16, "4"]}}, "model.frame_sizes must be of type int, got '4'"),
     ({"model": {"frame_sizes": [16, True]}}, "model.frame_sizes must be of type int, got True"),
-    ({"model": {"rnn": "GRU"}}, "model.rnn must be one of gru, lstm, got 'GRU'"),
+    ({"model": {"rnn": "GRU"}}, "model.rnn must be one of gru, lstm, rnn-tanh, rnn-relu, "),
     ({"model": {"dim": 0}}, "model.dim must be at least 1, got 0"),
     ({"model": {"dim": 2.5}}, "model.dim must be of type int, got 2.5"),
     ({"model": {"dim": True}}, "model.dim must be of type int, got True"),
@@ -49,7 +49,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": {"q_levels": 1}}, "model.q_levels must be from 2 to 1024, got 1"),
     ({"model": {"q_levels": 65536}}, "model.q_levels must be from 2 to 1024, got 65536"),
     ({"model": {"quantization": "mulaw"}}, "quantization must be one of linear, mu-law, a-law, got 'mulaw'"),
-    ({"model": {"size": 3}}, "unknown option model.size; known here: dim, embedding_dim,"),
+    ({"model": {"size": 3}}, "unknown option model.size; known here: density, dim, embedding_dim,"),
     ({"mdl": {"dim": 3}}, "unknown option mdl; known here: checkpoint, data,"),
     ({"model": 3}, "model must hold options of its own, got 3"),
     ({"model": None}, "model must hold options of its own, got None"),
@@ -131,7 +131,15 @@ def test_the_suggested_tbptt_len_is_valid_and_nearest(tbptt_len: int, frame: int
 
 
 DEFAULT_FREE = Config(
-    model=ModelConfig((8, 4, 2), "lstm", 3, 32, False, False, 12, 300, "a-law", "softmax", 3.0),
+    model=ModelConfig(
+        *((8, 4, 2), "lstm", 3, 32, False, False, 12, 300, "a-law", "softmax", 3.0),
+        skip_connections=True,
+        recurrent_input=False,
+        time_constants="fixed",
+        leak=0.5,
+        spectral_radius=1.1,
+        density=0.3,
+    ),
     data=DataConfig(8000, 3, 1024, 2.5, 60.0, 7, "/tmp/cache folder"),
     optim=OptimConfig(3e-4, (0.8, 0.95), 0.01, "constant", 0.5, 0, 0, 0.99),
     checkpoint=CheckpointConfig(100, 0.5),

@@ -35,7 +35,7 @@ class State(NamedTuple):
     history: Tensor
     """The last `lookback` codes, ``[B, lookback]``, oldest first."""
     rnn: tuple[Tensor, ...]
-    """One per frame-level tier, slowest first, each ``[B, S, n_rnn, dim]`` (S: 1 for GRU, 2 for LSTM)."""
+    """One per frame-level tier, slowest first, each ``[B, S, n_rnn, dim]`` (S: 1, or 2 for LSTMs)."""
 
     def detach(self) -> State:
         """The same values, cut from the graph: the T of truncated backpropagation through time."""
@@ -177,6 +177,8 @@ class FrameLevelTier(nn.Module):
         super().__init__()
         self.frame_size, self.ratio = frame_size, ratio
         self.input_projection = Linear(frame_size, config.dim, config.weight_norm)
+        if config.rnn == "echo-state":  # whatever enters a reservoir is fixed
+            self.input_projection.requires_grad_(False)
         self.rnn = RNN(config)
         # Learned upsampling: each of the `ratio` positions has its own weights and bias.
         self.upsampling = Linear(config.dim, ratio * config.dim, config.weight_norm)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from samplernn.config import ModelConfig, UserError
+from samplernn.config import CELLS, ModelConfig, UserError
 from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import PREFILL_CHUNK, Engine, EngineState
+from samplernn.generation.engines.reference import grouping
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN
 
@@ -17,6 +20,19 @@ TIERS = [(4,), (8, 2), (12, 4, 2)]
 ENGINES = [("reference", "float32"), ("cpu", "float32"), ("cpu", "bfloat16"), ("cpu", "int8")]
 ON_GPU = [("cuda", "float32"), ("cuda", "bfloat16")]  # interpreted on the CPU: tests/generation/test_cuda.py
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+SERVED = tuple(rnn for rnn in CELLS if rnn != "gru-reset-before")
+"""Cells of the fused engines."""
+OPTIONS: list[dict[str, Any]] = [{}, {"skip_connections": True}]
+generic = pytest.mark.parametrize(
+    ("rnn", "options"),
+    [
+        *((rnn, options) for rnn in CELLS for options in OPTIONS),
+        ("lstm-peephole", {"recurrent_input": False}),
+        ("echo-state", {"leak": 0.5, "dim": 33}),
+        ("gru", {"dim": 21}),
+        ("leaky", {"time_constants": "fixed", "dim": 134}),
+    ],
+)
 
 
 @pytest.fixture(params=[*ENGINES, *(pytest.param(engine, marks=GPU) for engine in ON_GPU)], ids="-".join)
@@ -34,26 +50,24 @@ def exact(request: pytest.FixtureRequest) -> str:
 
 
 def _model(
-    frame_sizes: tuple[int, ...] = (8, 2),
-    rnn: str = "gru",
-    weight_norm: bool = True,
-    embedding_dim: int = 7,
+    frame_sizes: tuple[int, ...] = (8, 2), rnn: str = "gru", weight_norm: bool = True, **options: Any
 ) -> SampleRNN:
     """All parameters random; dim 20 is no multiple of a vector register."""
     torch.manual_seed(1)
     config = ModelConfig(
         frame_sizes=frame_sizes,
         rnn=rnn,  # type: ignore[arg-type]
-        n_rnn=2,
-        dim=20,
-        embedding_dim=embedding_dim,
         q_levels=33,
         weight_norm=weight_norm,
+        **{"n_rnn": 2, "dim": 20, "embedding_dim": 7, **options},
     )
     model = SampleRNN(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+        if rnn == "rnn-relu":  # whose units would grow from step to step
+            for name, parameter in model.named_parameters():
+                parameter.mul_(0.3 if "weight_hh" in name else 1)
     return model
 
 
@@ -125,6 +139,74 @@ def test_a_stream_is_bit_for_bit_the_same_whatever_its_neighbours(choice: tuple[
         together = _generate(engine, tuple(range(count)), [48])
         assert torch.equal(together[3], alone[0])
         assert torch.equal(engine.export_state().network.rnn[0][3], state[0])
+
+
+@generic
+def test_the_generic_engine_steps_whatever_can_be_trained(rnn: str, options: dict[str, Any]) -> None:
+    model = _model((12, 4, 2), rnn, **options)
+    codes = torch.randint(33, (3, 48))
+    engine = open_engine(model)
+    if rnn not in SERVED or "skip_connections" in options:
+        assert engine.name == "reference"
+    engine = open_engine(model, "reference")
+    engine.start(3)
+    stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
+    torch.testing.assert_close(stepped, _teacher_forced(model, codes), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_rnn", [1, 2])
+@pytest.mark.parametrize(
+    ("rnn", "options"),
+    [
+        *((rnn, {}) for rnn in SERVED),
+        ("lstm-peephole", {"recurrent_input": False}),
+        ("echo-state", {"leak": 0.5}),
+    ],
+)
+def test_the_fused_engine_steps_the_cells_that_it_serves(
+    rnn: str, options: dict[str, Any], n_rnn: int
+) -> None:
+    model = _model((12, 4, 2), rnn, dim=70, n_rnn=n_rnn, **options)
+    assert open_engine(model).name == "cpu"
+    codes = torch.randint(33, (3, 48))
+    expected = _teacher_forced(model, codes)
+    engine = open_engine(model, "cpu", "float32")
+    engine.start(3)
+    stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
+    largest = float(expected.max())  # logits of cells without bounds are large
+    torch.testing.assert_close(stepped, expected, atol=2e-5 * max(1, largest), rtol=1e-5)
+    if rnn != "mingru":  # at random weights its units reach into the tens, which 8 bits tell badly apart
+        engine = open_engine(model, "cpu", "int8")
+        engine.start(3)
+        assert (engine.score(codes) - expected).abs().mean() < 0.02 * expected.abs().mean()
+
+
+@generic
+def test_the_generic_engine_keeps_streams_apart_in_every_bit(rnn: str, options: dict[str, Any]) -> None:
+    engine = open_engine(_model(rnn=rnn, **options), "reference")
+    alone = _generate(engine, (3,), [24])
+    states = engine.export_state().network.rnn
+    for count in (4, 21, 450):
+        together = _generate(engine, tuple(range(count)), [24])
+        assert torch.equal(together[3], alone[0])
+        after = engine.export_state().network.rnn
+        assert all(torch.equal(many[3], one[0]) for many, one in zip(after, states, strict=True))
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64, 600, 1001])
+def test_rows_are_grouped_into_whole_vectors_below_the_grain(dim: int) -> None:
+    most, unit = grouping(dim)
+    assert most % unit == 0
+    assert most == 1 or (unit * dim % 64 == 0 and 4 * most * dim <= 32768)
+
+
+@pytest.mark.parametrize("options", [{"rnn": "gru-reset-before"}, {"skip_connections": True}])
+def test_a_fused_engine_says_what_it_does_not_serve(options: dict[str, Any]) -> None:
+    model = _model(**options)
+    with pytest.raises(
+        UserError, match=r"engine cpu has no (cell gru-reset-before|skip connections): use engine ref"
+    ):
+        open_engine(model, "cpu")
 
 
 @pytest.mark.parametrize("lengths", [[8] * 6, [16, 32], [40, 8]])

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from samplernn.config import ModelConfig
+from samplernn.config import CELLS, ModelConfig
 from samplernn.model.network import (
     Linear,
     SampleRNN,
@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 TIERS = [(4,), (8, 2), (12, 4, 2)]
 tiers = pytest.mark.parametrize("frame_sizes", TIERS, ids=lambda sizes: f"{len(sizes) + 1}tiers")
 cells = pytest.mark.parametrize("rnn", ["gru", "lstm"])
+every_cell = pytest.mark.parametrize("rnn", CELLS)
 norms = pytest.mark.parametrize("weight_norm", [True, False], ids=["weight_norm", "plain"])
 
 
@@ -44,15 +45,15 @@ def random_state(model: SampleRNN, batch_size: int, seed: int = 11) -> State:
     return State(codes(model, batch_size, model.lookback, seed), rnn)
 
 
-def assert_states_close(got: State, expected: State) -> None:
+def assert_states_close(got: State, expected: State, rtol: float = 0) -> None:
     assert torch.equal(got.history, expected.history)
     assert len(got.rnn) == len(expected.rnn)
     for mine, theirs in zip(got.rnn, expected.rnn, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+        torch.testing.assert_close(mine, theirs, rtol=rtol, atol=1e-12)
 
 
 @tiers
-@cells
+@every_cell
 @pytest.mark.parametrize("chunk_frames", [1, 2, 3], ids=lambda n: f"chunks_of_{n}_frames")
 def test_carried_state_over_chunks_equals_one_long_pass(
     random_model: Builder, frame_sizes: tuple[int, ...], rnn: str, chunk_frames: int
@@ -64,8 +65,9 @@ def test_carried_state_over_chunks_equals_one_long_pass(
     for chunk in x.split(chunk_frames * model.lookback, dim=1):
         logits, state = model(chunk, state)
         parts.append(logits)
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-12)
-    assert_states_close(state, end)
+    # Units of rnn-relu have no bound: there the last digit is relative.
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-12 * (rnn == "rnn-relu"), atol=1e-12)
+    assert_states_close(state, end, rtol=1e-12 * (rnn == "rnn-relu"))
 
 
 def test_uneven_chunks_equal_one_long_pass(random_model: Builder) -> None:
@@ -91,7 +93,7 @@ def test_forward_leaves_its_state_argument_alone(random_model: Builder) -> None:
 
 
 @tiers
-@cells
+@every_cell
 def test_reset_rows_start_afresh_and_the_others_do_not_notice(
     random_model: Builder, frame_sizes: tuple[int, ...], rnn: str
 ) -> None:
@@ -110,14 +112,14 @@ def test_reset_rows_start_afresh_and_the_others_do_not_notice(
     assert (carried - fresh).abs().amax(dim=(1, 2)).min() > 1e-3, "the past made no difference: vacuous"
 
 
-@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@every_cell
 def test_a_segment_starts_with_silence_behind_and_h0(random_model: Builder, rnn: str) -> None:
     model = random_model(frame_sizes=(8, 2), rnn=rnn, n_rnn=2, q_levels=15)
     fresh = model.initial_state(3)
     assert fresh.history.shape == (3, 8)
     assert (fresh.history == 7).all()  # q_zero = 15 // 2
     for tier, state in zip(model.tiers(), fresh.rnn, strict=True):
-        assert state.shape == (3, 2 if rnn == "lstm" else 1, 2, model.config.dim)
+        assert state.shape == (3, 2 if "lstm" in rnn else 1, 2, model.config.dim)
         for row in state:
             assert torch.equal(row, tier.rnn.h0)
     reset = model.reset(random_state(model, 3), torch.tensor([True, True, True]))
@@ -133,7 +135,7 @@ def test_the_state_after_a_chunk_holds_its_last_codes(random_model: Builder) -> 
 
 
 @tiers
-@cells
+@every_cell
 @norms
 @pytest.mark.parametrize("rows", [[False, False], [True, False]], ids=["no_reset", "one_reset"])
 def test_every_parameter_has_a_gradient_whether_or_not_a_row_is_reset(
@@ -144,9 +146,12 @@ def test_every_parameter_has_a_gradient_whether_or_not_a_row_is_reset(
     state = model.reset(random_state(model, 2), torch.tensor(rows))
     logits, _ = model(codes(model, 2, 2 * model.lookback), state)
     logits.pow(2).sum().backward()
-    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if rnn != "echo-state":  # whose reservoir and what enters it are fixed
+        assert trained.keys() == dict(model.named_parameters()).keys()
+    missing = [name for name, parameter in trained.items() if parameter.grad is None]
     assert missing == []
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained.items():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all(), name
         learns = any(rows) or not name.endswith("h0")
@@ -624,7 +629,7 @@ def test_state_dict_round_trip(random_model: Builder) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-@cells
+@every_cell
 def test_bfloat16_autocast_stays_close_over_chunks_and_resets(random_model: Builder, rnn: str) -> None:
     """`trainer.precision: bf16-mixed` carries a bfloat16 state into `reset` and into the next chunk."""
     model = random_model(dtype=torch.float32, frame_sizes=(8, 2), rnn=rnn, n_rnn=2)
@@ -642,7 +647,7 @@ def test_bfloat16_autocast_stays_close_over_chunks_and_resets(random_model: Buil
     error = (got.float() - expected).abs().max() / expected.abs().max()
     assert 0 < error < 0.05
     got.float().pow(2).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("num_samples", [1, 7, 9, 12])

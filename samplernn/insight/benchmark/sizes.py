@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Literal
 
 from samplernn.config import ModelConfig
+from samplernn.model.cells import matrices
 
 
 def weights(config: ModelConfig) -> Iterator[tuple[int, int]]:
     """(n, weights of the large matrices that are used every n samples), the fastest last."""
-    gates = 4 if config.rnn == "lstm" else 3
+    recurrent = matrices(config).total
     for frame, ratio in zip(config.frame_sizes, _ratios(config), strict=True):
-        yield frame, (2 * gates * config.n_rnn + ratio) * config.dim**2
+        yield frame, recurrent + ratio * config.dim**2
     yield 1, config.dim**2 + config.q_levels * config.dim
 
 
@@ -25,6 +26,8 @@ def training_multiplications(
     The backward pass multiplies each matrix twice, for the gradient of its input and for its own: that
     makes three times the forward pass. (The frames that enter a tier need no gradient; counted all the
     same, it is less than a thousandth. Nor do one-hot codes, which only the convolution form multiplies.)
+    A matrix that is not trained is multiplied once less; what enters a reservoir in the slowest tier needs
+    no gradient at all.
 
     Args:
         config: sizes of the network.
@@ -37,7 +40,11 @@ def training_multiplications(
     first = config.frame_sizes[-1] * (config.embedding_dim or config.q_levels) * config.dim
     if first_layer == "table":  # one-hot codes: the weights are the table
         first *= config.q_levels if config.embedding_dim else 0
-    return 3 * (forward + (first if first_layer == "convolution" else first / samples_per_step))
+    recurrent = matrices(config)
+    fixed = sum((recurrent.total - recurrent.trained) / frame for frame in config.frame_sizes)
+    if config.rnn == "echo-state":
+        fixed += len(config.frame_sizes) * config.dim + config.dim**2 / config.frame_sizes[0]
+    return 3 * (forward + (first if first_layer == "convolution" else first / samples_per_step)) - fixed
 
 
 def _ratios(config: ModelConfig) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd.graph import Node
 
-from samplernn.config import Config, from_dict, merged
+from samplernn.config import CELLS, Config, from_dict, merged
 from samplernn.insight.benchmark.plain import PlainTraining
 from samplernn.insight.benchmark.training import looped_clips
 from samplernn.model.network import SampleRNN
@@ -52,7 +52,7 @@ def test_it_learns_the_same_as_the_trainer(tmp_path: Path, monkeypatch: pytest.M
         assert not torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize("rnn", CELLS)
 def test_nothing_in_it_is_there_for_speed(rnn: str, tmp_path: Path) -> None:
     """No compiling, no fused optimizer, no lower precision, and no operation but PyTorch's own."""
     config: Config = from_dict(Config, merged(TOY, {"model": {"rnn": rnn, "n_rnn": 2}}))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from samplernn.config import ModelConfig
+from samplernn.config import CELLS, ModelConfig
 from samplernn.insight.benchmark.sizes import training_multiplications
 from samplernn.model.heads import softmax_nll
 from samplernn.model.network import SampleRNN
@@ -22,6 +22,9 @@ from samplernn.model.network import SampleRNN
         ModelConfig(frame_sizes=(16, 4), dim=24, n_rnn=2, q_levels=64, embedding_dim=10),
         ModelConfig(frame_sizes=(8,), rnn="lstm", dim=16, q_levels=32, embedding_dim=5, weight_norm=False),
         ModelConfig(frame_sizes=(8,), dim=16, q_levels=32, embedding_dim=0),
+        *(ModelConfig((16, 4), rnn, 2, 24, q_levels=64, embedding_dim=10) for rnn in CELLS),
+        *(ModelConfig((8,), rnn, 3, 16, q_levels=64, skip_connections=True) for rnn in CELLS),
+        ModelConfig((8,), "lstm-peephole", 1, 16, q_levels=64, recurrent_input=False),
     ],
 )
 def test_multiplications_are_those_of_a_real_step(
