@@ -281,7 +281,10 @@ class TrainerConfig:
     gradient_clip_val: float | None = 1.0
     """Clip gradients at this norm or value (null: do not)."""
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
-    """Clip the global norm, or each value."""
+    """Clip the norm of the gradients together, or each value."""
+    gradient_clip_parameters: Literal["all", "recurrent"] = "all"
+    """Whose gradients are clipped: of all parameters, or of the hidden-to-hidden matrices alone (norm: of all
+    tiers and layers together)."""
     accumulate_grad_batches: int = 1
     """Chunks per optimizer step."""
     val_check_interval: int = 1000

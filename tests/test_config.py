@@ -95,6 +95,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"trainer": {"max_epochs": -2}}, "trainer.max_epochs must be -1 or at least 1, got -2"),
     ({"trainer": {"accumulate_grad_batches": 0}}, "trainer.accumulate_grad_batches"),
     ({"trainer": {"gradient_clip_val": 0}}, "trainer.gradient_clip_val must be above 0 or null, got 0"),
+    ({"trainer": {"gradient_clip_parameters": "gru"}}, "must be one of all, recurrent, got 'gru'"),
     ({"trainer": {"max_time": "10 minutes"}}, "trainer.max_time must look like DD:HH:MM:SS"),
     ({"trainer": {"max_time": "00:10:00"}}, "trainer.max_time must look like DD:HH:MM:SS"),
     ({"trainer": {"max_time": "00:00:-1:00"}}, "trainer.max_time must look like DD:HH:MM:SS"),
@@ -147,6 +148,7 @@ DEFAULT_FREE = Config(
         max_time="10:00:30:00",  # bare in YAML 1.1 this would be a number to base 60
         gradient_clip_val=None,
         gradient_clip_algorithm="value",
+        gradient_clip_parameters="recurrent",
         accumulate_grad_batches=2,
         val_check_interval=7,
         log_every_n_steps=3,

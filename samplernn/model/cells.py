@@ -39,6 +39,10 @@ class RNN(nn.Module):
             self.register_buffer("h0", h0)
         initialise(self.layers, config.forget_bias)
 
+    def recurrent_parameters(self) -> list[nn.Parameter]:
+        """The hidden-to-hidden matrices of all layers (with weight norm: their lengths too)."""
+        return [parameter for name, parameter in self.named_parameters() if "weight_hh" in name]
+
     def initial_state(self, batch_size: int) -> Tensor:
         """h0 for every row, ``[B, S, n_rnn, dim]``."""
         return self.h0.expand(batch_size, -1, -1, -1)
