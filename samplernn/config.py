@@ -69,7 +69,7 @@ class ModelConfig:
     learn_h0: bool = True
     """Learn the RNN state with which a segment starts (otherwise it is zero)."""
     weight_norm: bool = True
-    """Weight normalisation (Salimans & Kingma, 2016) of every linear layer; never of the RNN."""
+    """Weight normalisation (Salimans & Kingma, 2016) of every linear layer, but not of the RNN."""
     embedding_dim: int = 256
     """Size of the embedding of one sample code."""
     q_levels: int = 256
@@ -79,7 +79,15 @@ class ModelConfig:
     head: Literal["softmax"] = "softmax"
     """Output distribution over the next code."""
     forget_bias: float = 1.0
-    """Initial forget-gate bias of an LSTM (the paper's code uses 3)."""
+    """Initial forget-gate bias of an LSTM (the original's: 3)."""
+    rnn_weight_norm: bool = False
+    """Weight normalisation of the RNN's matrices too, per unit of each gate, as in the original."""
+    top_projection: bool = True
+    """Project the frames of the slowest tier to `dim`, as those of the others (the original feeds them
+    straight into its RNN: false)."""
+    linear_mlp_layer: bool = False
+    """One more layer in the sample-level MLP, as in the original: the sum of first layer and conditioning
+    goes into it without a ReLU. It is folded away for generation."""
 
     def __post_init__(self) -> None:
         sizes = self.frame_sizes

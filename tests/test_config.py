@@ -132,7 +132,9 @@ def test_the_suggested_tbptt_len_is_valid_and_nearest(tbptt_len: int, frame: int
 
 
 DEFAULT_FREE = Config(
-    model=ModelConfig((8, 4, 2), "lstm", 3, 32, False, False, 12, 300, "a-law", "softmax", 3.0),
+    model=ModelConfig(
+        (8, 4, 2), "lstm", 3, 32, False, False, 12, 300, "a-law", "softmax", 3.0, True, False, True
+    ),
     data=DataConfig(8000, 3, 1024, 2.5, 60.0, 7, "/tmp/cache folder"),
     optim=OptimConfig(3e-4, (0.8, 0.95), 0.01, "constant", 0.5, 0, 0, 0.99),
     checkpoint=CheckpointConfig(100, 0.5),

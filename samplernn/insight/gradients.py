@@ -317,9 +317,7 @@ def unroll(model: SampleRNN, x: Tensor, state: State) -> Unrolled:
     tiers: list[UnrolledTier] = []
     with torch.enable_grad():
         for tier, tier_state in zip(model.tiers(), state.rnn, strict=True):
-            inputs = tier.input_projection(model.frames(past_and_x, tier.frame_size))  # [B, F, D]
-            if conditioning is not None:
-                inputs = inputs + conditioning
+            inputs = tier.inputs(model.frames(past_and_x, tier.frame_size), conditioning)  # [B, F, D]
             walked = walk(tier.rnn, inputs, tier_state.detach())
             hidden = torch.stack([step[:, 0] for step in walked.states[-1]], dim=1)  # [B, F, D]
             tiers.append(walked)
@@ -423,8 +421,7 @@ def state_jacobians(rnn: RNN, layer: int, states: Tensor, gates_x: Tensor) -> Te
 
 
 def _weights(rnn: RNN, layer: int) -> tuple[Tensor, ...]:
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    return tuple(getattr(rnn.layers, f"{name}_l{layer}") for name in names)
+    return tuple(rnn.weights(layer))
 
 
 def _gate_spectra(rnn: RNN, layer: int) -> dict[str, NDArray[np.float64]]:

@@ -57,8 +57,11 @@ def diagram(checkpoint: Checkpoint) -> str:
         size, is_last = sizes[index], index == len(sizes) - 1
         parameters = sum(parameter.numel() for parameter in tier.parameters())
         layers = f"{model.n_rnn} x {model.rnn.upper()} {model.dim}"
+        if index == 0 and not model.top_projection:
+            layers += ", frames unprojected"
         if is_last:
-            layers = f"MLP {model.dim}, of the last {count(sizes[index - 1], 'sample')}"
+            more = ", one linear layer more" if model.linear_mlp_layer else ""
+            layers = f"MLP {model.dim}{more}, of the last {count(sizes[index - 1], 'sample')}"
         rows.append(
             (
                 str(len(sizes) - index),

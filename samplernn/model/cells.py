@@ -24,12 +24,13 @@ class RNN(nn.Module):
     """`n_rnn` stacked layers of one cell, with the state that a segment starts from.
 
     Args:
-        config: takes `rnn`, `n_rnn`, `dim`, `learn_h0`, `forget_bias`.
+        config: takes `rnn`, `n_rnn`, `dim`, `learn_h0`, `forget_bias`, `rnn_weight_norm`.
+        input_size: numbers that enter per step; None: `dim`.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, input_size: int | None = None) -> None:
         super().__init__()
-        self.layers = _CELLS[config.rnn](config.dim, config.dim, config.n_rnn, batch_first=True)
+        self.layers = _CELLS[config.rnn](input_size or config.dim, config.dim, config.n_rnn, batch_first=True)
         self.is_lstm = config.rnn == "lstm"
         h0 = torch.zeros(2 if self.is_lstm else 1, config.n_rnn, config.dim)
         self.h0: Tensor
@@ -38,6 +39,30 @@ class RNN(nn.Module):
         else:
             self.register_buffer("h0", h0)
         initialise(self.layers, config.forget_bias)
+        self.g: nn.ParameterDict | None = None
+        """With weight norm, the length of each row of each matrix, by the matrix's name."""
+        if config.rnn_weight_norm:
+            matrices = {name: p for name, p in self.layers.named_parameters() if name.startswith("weight")}
+            self.g = nn.ParameterDict({name: p.detach().norm(dim=1) for name, p in matrices.items()})
+
+    def weights(self, layer: int) -> list[Tensor]:
+        """What a layer computes with: weights of input and hidden vector, then their biases."""
+        names = (f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        return [self._effective(name) for name in names]
+
+    def _effective(self, name: str) -> Tensor:
+        """One of the layers' parameters, with the weight norm multiplied out if it has one."""
+        parameter: Tensor = getattr(self.layers, name)
+        if self.g is None or name not in self.g:
+            return parameter
+        return torch._weight_norm(parameter, self.g[name][:, None])
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiply the weight norm out, in place."""
+        for name in self.g or ():
+            getattr(self.layers, name).copy_(self._effective(name))
+        self.g = None
 
     def recurrent_parameters(self) -> list[nn.Parameter]:
         """The hidden-to-hidden matrices of all layers (with weight norm: their lengths too)."""
@@ -50,7 +75,7 @@ class RNN(nn.Module):
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
-            x: ``[B, F, dim]``.
+            x: ``[B, F, input_size]``.
             state: ``[B, S, n_rnn, dim]``.
 
         Returns:
@@ -63,23 +88,32 @@ class RNN(nn.Module):
     def _through_torch(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` by PyTorch's own layers."""
         vectors = state.to(x.dtype).permute(1, 2, 0, 3).contiguous()  # [S, n_rnn, B, dim]
-        if self.is_lstm:
+        if self.g is not None:
+            hidden, *last = self._with_weight_norm(x, vectors)
+        elif self.is_lstm:
             hidden, last = self.layers(x, (vectors[0], vectors[1]))
-            vectors = torch.stack(last)
         else:
-            hidden, last = self.layers(x, vectors[0])
-            vectors = last[None]
-        return hidden, vectors.permute(2, 0, 1, 3)
+            hidden, *last = self.layers(x, vectors[0])
+        return hidden, torch.stack(list(last)).permute(2, 0, 1, 3)
+
+    def _with_weight_norm(self, x: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
+        """PyTorch's layers on other weights than those that they hold: hidden vectors, then the last of each
+        kind."""
+        flat = [weight for layer in range(self.layers.num_layers) for weight in self.weights(layer)]
+        options = (True, self.layers.num_layers, 0.0, self.training, False, True)
+        if self.is_lstm:
+            found: tuple[Tensor, ...] = torch.lstm(x, tuple(vectors), flat, *options)
+        else:
+            found = torch.gru(x, vectors[0], flat, *options)
+        return found
 
     def _train_on_cpu(self, x: Tensor, state: Tensor, layers: nn.GRU) -> tuple[Tensor, Tensor]:
         """The same through `GRULayer`, which is faster there."""
         is_mixed = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if is_mixed else x.dtype
-        hidden, last = x.transpose(0, 1), []  # [F, B, dim]
+        hidden, last = x.transpose(0, 1), []  # [F, B, input_size]
         for layer in range(layers.num_layers):
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            parameters = (getattr(layers, f"{name}_l{layer}") for name in names)
-            hidden = GRULayer.apply(hidden, state[:, 0, layer], dtype, *parameters)
+            hidden = GRULayer.apply(hidden, state[:, 0, layer], dtype, *self.weights(layer))
             last.append(hidden[-1])
         return hidden.transpose(0, 1), torch.stack(last, dim=1)[:, None]
 
@@ -106,18 +140,18 @@ class GRULayer(torch.autograd.Function):
         """
         Args:
             ctx: for the backward pass.
-            x: ``[F, B, dim]``.
+            x: ``[F, B, input_size]``.
             h0: ``[B, dim]``.
             dtype: of the products.
-            weight_ih: ``[3 dim, dim]``; reset, update, new.
-            weight_hh: alike.
+            weight_ih: ``[3 dim, input_size]``; reset, update, new.
+            weight_hh: ``[3 dim, dim]``, alike.
             bias_ih: ``[3 dim]``.
             bias_hh: alike.
 
         Returns:
             Hidden vectors, ``[F, B, dim]``, in the parameters' precision.
         """
-        num_frames, batch, dim = x.shape
+        num_frames, batch, dim = *x.shape[:2], weight_hh.shape[1]
         x, weights_x, weights_h = x.to(dtype).contiguous(), weight_ih.to(dtype), weight_hh.to(dtype)
         gates_x = F.linear(x.flatten(0, 1), weights_x).view(num_frames, batch, -1) + bias_ih  # [F, B, 3 dim]
         hidden = gates_x.new_empty(num_frames + 1, batch, dim)
@@ -139,7 +173,7 @@ class GRULayer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all but the dtype."""
         x, weights_x, weights_h, hidden, reset_update, new, new_h = ctx.saved_tensors
-        dim, dtype, before = x.shape[2], x.dtype, hidden[:-1]
+        dim, dtype, before = hidden.shape[2], x.dtype, hidden[:-1]
         reset, update = reset_update[..., :dim], reset_update[..., dim:]
         # What a change of each gate's sum does to the hidden vector, for all steps at once.
         of_new = (1 - update) * (1 - new * new)
@@ -160,7 +194,7 @@ class GRULayer(torch.autograd.Function):
         flat_x = flat_h.clone()
         flat_x[:, 2 * dim :] = grad_new.flatten(0, 1)
         return (
-            (flat_x @ weights_x).view_as(x).to(hidden.dtype),
+            (flat_x @ weights_x).view_as(x).to(hidden.dtype) if ctx.needs_input_grad[0] else None,
             carried,
             None,
             (flat_x.t() @ x.flatten(0, 1)).to(hidden.dtype),

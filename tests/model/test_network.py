@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -261,12 +262,12 @@ def naive_logits(model: SampleRNN, history: list[int], x: list[int]) -> tuple[Ar
     dim, q_levels, n_rnn = config.dim, config.q_levels, config.n_rnn
     clocks = [*config.frame_sizes, 1]
 
+    def normed(v: Array, g: Array) -> Array:
+        return np.stack([g[unit] * v[unit] / math.sqrt(sum(v[unit] ** 2)) for unit in range(len(v))])
+
     def matrix(name: str) -> Array:
         v = parameters[f"{name}.weight"]
-        if not config.weight_norm:
-            return v
-        g = parameters[f"{name}.g"]
-        return np.stack([g[unit] * v[unit] / math.sqrt(sum(v[unit] ** 2)) for unit in range(len(v))])
+        return normed(v, parameters[f"{name}.g"]) if config.weight_norm else v
 
     def gate(rnn: str, layer: int, index: int, inputs: Array, hidden: Array) -> tuple[Array, Array]:
         """One gate's two halves before its nonlinearity: from the inputs and from the hidden vector."""
@@ -275,6 +276,8 @@ def naive_logits(model: SampleRNN, history: list[int], x: list[int]) -> tuple[Ar
             kind: parameters[f"{rnn}.layers.{kind}_l{layer}"][rows]
             for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         }
+        for kind in ("weight_ih", "weight_hh") if config.rnn_weight_norm else ():
+            of[kind] = normed(of[kind], parameters[f"{rnn}.g.{kind}_l{layer}"][rows])
         return of["weight_ih"] @ inputs + of["bias_ih"], of["weight_hh"] @ hidden + of["bias_hh"]
 
     def rnn_step(rnn: str, inputs: Array, state: Array) -> Array:
@@ -302,7 +305,10 @@ def naive_logits(model: SampleRNN, history: list[int], x: list[int]) -> tuple[Ar
                 continue
             name = f"frame_level_tiers.{k}"
             frame = np.array([2 * (c - q_levels // 2) / (q_levels / 2) for c in past[-frame_size:]])
-            inputs = matrix(f"{name}.input_projection") @ frame + parameters[f"{name}.input_projection.bias"]
+            inputs = frame
+            if k > 0 or config.top_projection:
+                inputs = matrix(f"{name}.input_projection") @ frame
+                inputs = inputs + parameters[f"{name}.input_projection.bias"]
             if k > 0:
                 inputs = inputs + passed_down[k - 1][t % clocks[k - 1] // frame_size]
             top = rnn_step(f"{name}.rnn", inputs, states[k])
@@ -312,6 +318,8 @@ def naive_logits(model: SampleRNN, history: list[int], x: list[int]) -> tuple[Ar
         fastest = clocks[-2]
         embedded = [parameters["sample_level_mlp.embedding.weight"][c] for c in past[-fastest:]]
         first = matrix("sample_level_mlp.input") @ np.concatenate(embedded) + passed_down[-1][t % fastest]
+        if config.linear_mlp_layer:
+            first = matrix("sample_level_mlp.linear") @ first + parameters["sample_level_mlp.linear.bias"]
         hidden = matrix("sample_level_mlp.hidden") @ np.maximum(first, 0)
         hidden = np.maximum(hidden + parameters["sample_level_mlp.hidden.bias"], 0)
         logits.append(matrix("sample_level_mlp.output") @ hidden + parameters["sample_level_mlp.output.bias"])
@@ -343,6 +351,84 @@ def test_logits_follow_the_equations(
         np.testing.assert_allclose(logits[row].numpy(), expected, rtol=0, atol=1e-9)
         for got, wanted in zip(end.rnn, states, strict=True):
             np.testing.assert_allclose(got[row].numpy(), wanted, rtol=0, atol=1e-9)
+
+
+ORIGINAL = {
+    "unprojected": {"top_projection": False},
+    "linear_layer": {"linear_mlp_layer": True},
+    "rnn_weight_norm": {"rnn_weight_norm": True},
+    "all": {"top_projection": False, "linear_mlp_layer": True, "rnn_weight_norm": True},
+}
+original = pytest.mark.parametrize("options", ORIGINAL.values(), ids=ORIGINAL)
+"""Keys that make the network that of the Theano original."""
+
+
+@original
+@cells
+@pytest.mark.parametrize("frame_sizes", [(4,), (12, 4, 2)])
+def test_the_keys_of_the_original_follow_the_equations(
+    random_model: Builder, frame_sizes: tuple[int, ...], rnn: str, options: dict[str, bool]
+) -> None:
+    """As parallel pass with and without gradients, which compute a GRU differently, and folded."""
+    model = random_model(frame_sizes=frame_sizes, rnn=rnn, n_rnn=2, q_levels=17, **options)
+    x, history = codes(model, 2, 2 * model.lookback), random_state(model, 2).history
+    folded = model.folded()
+    outcomes = [one(x, State(history, one.initial_state(2).rnn)) for one in (model, folded)]
+    with torch.no_grad():
+        outcomes.append(model(x, State(history, model.initial_state(2).rnn)))
+    for row in range(2):
+        expected, states = naive_logits(model, history[row].tolist(), x[row].tolist())
+        for logits, end in outcomes:
+            np.testing.assert_allclose(logits[row].detach().numpy(), expected, rtol=0, atol=1e-9)
+            for got, wanted in zip(end.rnn, states, strict=True):
+                np.testing.assert_allclose(got[row].detach().numpy(), wanted, rtol=0, atol=1e-9)
+
+
+@original
+@cells
+def test_the_keys_of_the_original_train_every_parameter_as_plain_torch_does(
+    random_model: Builder, rnn: str, options: dict[str, bool]
+) -> None:
+    """Gradients of each cell's own path for training, against those of PyTorch's layers."""
+    model = random_model(frame_sizes=(8, 2), rnn=rnn, n_rnn=2, **options)
+    plain = copy.deepcopy(model)
+    for tier in plain.tiers():
+        tier.rnn._train_on_cpu = lambda x, state, _, rnn=tier.rnn: rnn._through_torch(x, state)  # type: ignore[method-assign]
+    x = codes(model, 3, 32)
+    for one in (model, plain):
+        logits, _ = one(x, random_state(one, 3))
+        (logits.pow(2).mean() + logits[..., 3].mean()).backward()
+    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        if not name.endswith("rnn.h0"):  # the state is not h0
+            assert ours.grad is not None, name
+            assert ours.grad.abs().max() > 0, name
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@original
+def test_the_keys_of_the_original_change_the_parameters_by_what_they_say(options: dict[str, bool]) -> None:
+    sizes: dict[str, Any] = {"frame_sizes": (8, 2), "dim": 20, "n_rnn": 2, "embedding_dim": 6, "q_levels": 16}
+    counts = [
+        sum(p.numel() for p in SampleRNN(ModelConfig(**sizes, **extra)).parameters())
+        for extra in ({}, options)
+    ]
+    more = 0
+    if "top_projection" in options:  # its weights, g and bias; the RNN reads 8 numbers, not 20
+        more -= (8 + 2) * 20 + 60 * (20 - 8)
+    if "linear_mlp_layer" in options:
+        more += 20 * (20 + 2)
+    if "rnn_weight_norm" in options:  # tiers x layers x sides x gates x units
+        more += 2 * 2 * 2 * 3 * 20
+    assert counts[1] - counts[0] == more
+
+
+def test_folding_a_linear_layer_makes_the_model_that_is_usual(random_model: Builder) -> None:
+    model = random_model(frame_sizes=(8, 2), **ORIGINAL["all"])
+    names = model.folded().state_dict().keys()
+    assert not any(".g" in name or "linear" in name for name in names)
+    assert (
+        len(model.sample_level_mlp.state_dict()) - len(model.folded().sample_level_mlp.state_dict()) == 3 + 3
+    )
 
 
 def put(model: SampleRNN, values: dict[str, Any]) -> SampleRNN:

@@ -56,4 +56,6 @@ def beyond_fused(config: ModelConfig) -> str:
     """What of a model only the reference engine knows, in a few words; empty: the fused engines serve it."""
     if config.rnn not in ("gru", "lstm"):
         return f"cell {config.rnn}"
+    if not config.top_projection and config.lookback > config.dim:
+        return f"tier that reads frames of {config.lookback} samples with {config.dim} units unprojected"
     return ""

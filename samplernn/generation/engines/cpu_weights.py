@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.generation.engines.cpu_kernels import ALIGNMENT, PER_STEP, ROWS, STEPS
 from samplernn.generation.engines.cpu_program import BFLOAT16, FLOAT32, INT8, Plan
-from samplernn.model.network import SampleRNN
+from samplernn.model.network import FrameLevelTier, SampleRNN
 
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
 
@@ -20,7 +21,7 @@ class PackedNetwork:
 
     Args:
         model: with weight norm folded, float32, on the CPU.
-        dtype: of all matrices but the input projections, which are small and stay float32.
+        dtype: of all matrices but those that read frames, which are small and stay float32.
     """
 
     def __init__(self, model: SampleRNN, dtype: str) -> None:
@@ -28,13 +29,13 @@ class PackedNetwork:
         matrices = _Matrices()
         gates = 4 if config.rnn == "lstm" else 3
         for tier in model.tiers():
-            matrices.add(tier.input_projection.weight, tier.input_projection.bias, 1, "float32")
+            is_projected = tier.input_projection is not None
+            matrices.add(*_projection(tier, config.dim), 1, "float32")
             for layer in range(config.n_rnn):
-                for side in ("ih", "hh"):
-                    weight, bias = (
-                        getattr(tier.rnn.layers, f"{n}_{side}_l{layer}") for n in ("weight", "bias")
-                    )
-                    matrices.add(weight, bias, gates, dtype)
+                weight_ih, weight_hh, bias_ih, bias_hh = tier.rnn.weights(layer)
+                # Of a frame as it is, the matrix is as small as a projection, which it stands for.
+                matrices.add(weight_ih, bias_ih, gates, dtype if is_projected or layer else "float32")
+                matrices.add(weight_hh, bias_hh, gates, dtype)
             matrices.add(tier.upsampling.weight, tier.upsampling.bias, tier.ratio, dtype)
         mlp = model.sample_level_mlp
         matrices.add(mlp.hidden.weight, mlp.hidden.bias, 1, dtype)
@@ -59,6 +60,15 @@ class PackedNetwork:
             table=(table if dtype == "float32" else none).astype(np.float32),
             table16=none.astype(np.uint16) if dtype == "float32" else to_bfloat16(table),
         )
+
+
+def _projection(tier: FrameLevelTier, dim: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a tier's input projection. Where there is none, of one that changes nothing: the
+    frame becomes the first of the `dim` numbers, and the RNN's narrow matrix reads those alone."""
+    if tier.input_projection is None:
+        return torch.eye(dim, tier.frame_size), torch.zeros(dim)
+    assert tier.input_projection.bias is not None
+    return tier.input_projection.weight, tier.input_projection.bias
 
 
 class _Matrices:

@@ -141,18 +141,16 @@ class ReferenceEngine:
             Conditioning for the steps of the tier below, ``[B, ratio, D]``.
         """
         amplitude = (frame - self.model.q_zero) * (4 / self.model.config.q_levels)
-        x = linear(amplitude, tier.input_projection.weight, tier.input_projection.bias)
+        x = amplitude
+        if tier.input_projection is not None:
+            x = linear(amplitude, tier.input_projection.weight, tier.input_projection.bias)
         if above is not None:
             x = x + above
         layers = tier.rnn.layers
         step = lstm_step if tier.rnn.is_lstm else gru_step
         for layer in range(layers.num_layers):
-            weights = [getattr(layers, f"{name}_l{layer}") for name in _WEIGHTS]
-            x = step(x, state[:, :, layer], *weights)
+            x = step(x, state[:, :, layer], *tier.rnn.weights(layer))
         return linear(x, tier.upsampling.weight, tier.upsampling.bias).unflatten(1, (tier.ratio, -1))
-
-
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

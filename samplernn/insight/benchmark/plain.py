@@ -32,7 +32,7 @@ class PlainTraining:
         torch.manual_seed(config.seed_everything)
         self.model = SampleRNN(config.model, first_layer="convolution")
         for tier in self.model.tiers():
-            plain = _PlainRNN(config.model)
+            plain = _PlainRNN(config.model, tier.rnn.layers.input_size)
             plain.load_state_dict(tier.rnn.state_dict())
             tier.rnn = plain
         self.model.to(device)

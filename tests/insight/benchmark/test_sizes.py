@@ -21,6 +21,14 @@ from samplernn.model.network import SampleRNN
     [
         ModelConfig(frame_sizes=(16, 4), dim=24, n_rnn=2, q_levels=64, embedding_dim=10),
         ModelConfig(frame_sizes=(8,), rnn="lstm", dim=16, q_levels=32, embedding_dim=5, weight_norm=False),
+        ModelConfig(
+            frame_sizes=(16, 4),
+            dim=24,
+            embedding_dim=10,
+            top_projection=False,
+            linear_mlp_layer=True,
+            rnn_weight_norm=True,
+        ),
     ],
 )
 def test_multiplications_are_those_of_a_real_step(
@@ -36,5 +44,6 @@ def test_multiplications_are_those_of_a_real_step(
     counted = counter.get_total_flops() / 2  # a multiplication and an addition each
     samples = lanes * length
     expected = samples * training_multiplications(config, first_layer, samples)
-    no_gradient_of_frames = samples * len(config.frame_sizes) * config.dim
+    reading_frames = len(config.frame_sizes) if config.top_projection else len(config.frame_sizes) + 2
+    no_gradient_of_frames = samples * reading_frames * config.dim
     assert counted == expected - no_gradient_of_frames
