@@ -140,6 +140,10 @@ class DataConfig:
     """Decides which files are held out for validation and test."""
     cache_dir: str | None = None
     """Folder for decoded audio. Default: the user's cache folder; never the audio folder."""
+    normalise: Literal["corpus", "clip"] = "corpus"
+    """One gain for the whole corpus, or one per file, so that each reaches the peak of the loudest. `clip` is
+    for comparison with work that does so: such bits do not compare with those at one gain, and what is
+    generated comes out at the level of the loudest."""
 
     def __post_init__(self) -> None:
         _require(

@@ -7,7 +7,7 @@ Training cuts these gradients after `data.tbptt_len` samples; here they run on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,7 @@ def gradients(
     if num_places < 1:
         raise UserError(f"places must be at least 1, got {num_places}")
     corpus = prepare(folder, data.sample_rate, cache_dir, progress)
+    corpus = replace(corpus, gain=checkpoint.gain, normalise=data.normalise)
     places = _places(checkpoint, corpus, length, num_places)
     to_code = checkpoint.quantizer.int16_to_code(checkpoint.gain)
     norms: list[list[Tensor]] = []

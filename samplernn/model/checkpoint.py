@@ -227,6 +227,7 @@ def _model_card(checkpoint: Checkpoint, folder: Path) -> str:
         "cell": f"{model.n_rnn} x {model.rnn}, {model.dim} units",
         "parameters": f"{parameters / 1e6:.2f} M",
         "codes": f"{model.q_levels}, {model.quantization}",
+        **({"gain": "one per file (data.normalise clip)"} if data.normalise == "clip" else {}),
         "sample rate": f"{data.sample_rate} Hz",
         "weights (SHA-256)": checkpoint.weights_hash()[:16],
         **{name.replace("_", " "): _short(value) for name, value in results.items() if value is not None},

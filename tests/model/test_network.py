@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from samplernn.config import ModelConfig
+from samplernn.config import ModelConfig, presets
 from samplernn.model.network import Linear, SampleRNN, State
 
 Builder = Callable[..., SampleRNN]
@@ -420,6 +421,42 @@ def test_the_keys_of_the_original_change_the_parameters_by_what_they_say(options
     if "rnn_weight_norm" in options:  # tiers x layers x sides x gates x units
         more += 2 * 2 * 2 * 3 * 20
     assert counts[1] - counts[0] == more
+
+
+def theano_parameters(frame_sizes: tuple[int, ...], n_rnn: int, dim: int, q: int, embedding: int) -> int:
+    """What `models/two_tier/two_tier.py` and `three_tier.py` train, layer by layer; both with weight norm.
+
+    Without the predictions that the slowest of three tiers makes by itself: its cost has updates of its own.
+    """
+
+    def linear(inputs: int, outputs: int, bias: bool = True) -> int:
+        return (inputs + 1 + bias) * outputs  # lib/ops.py, Linear: W, g and b
+
+    total = q * embedding + linear(frame_sizes[-1] * embedding, dim, bias=False)
+    total += 2 * linear(dim, dim) + linear(dim, q)  # L2, L3, Output
+    for frame, faster in zip(frame_sizes, (*frame_sizes[1:], 1), strict=True):
+        total += n_rnn * dim + linear(dim, frame // faster * dim)  # h0, Output
+        inputs = frame
+        if frame != frame_sizes[0]:
+            total, inputs = total + linear(frame, dim), dim  # InputExpand
+        for _ in range(n_rnn):  # Input, Recurrent_Gates, Recurrent_Candidate
+            total += linear(inputs, 3 * dim) + linear(dim, 2 * dim, bias=False) + linear(dim, dim, bias=False)
+            inputs = dim
+    return total
+
+
+@pytest.mark.parametrize(("name", "expected"), [("mehri-2tier", 39_243_264), ("mehri-3tier", 18_744_832)])
+def test_presets_of_the_original_have_its_parameters(name: str, expected: int) -> None:
+    """All of them, and the second bias vector that a GRU has in PyTorch."""
+    options = yaml.safe_load(presets()[name].read_text("utf-8"))["model"]
+    config = ModelConfig(**{**options, "frame_sizes": tuple(options["frame_sizes"])})
+    with torch.device("meta"):
+        sizes = {key: p.numel() for key, p in SampleRNN(config).named_parameters()}
+    second = sum(size for key, size in sizes.items() if "bias_hh" in key)
+    assert sum(sizes.values()) - second == expected
+    assert expected == theano_parameters(
+        config.frame_sizes, config.n_rnn, config.dim, config.q_levels, config.embedding_dim
+    )
 
 
 def test_folding_a_linear_layer_makes_the_model_that_is_usual(random_model: Builder) -> None:
