@@ -71,6 +71,8 @@ def test_each_key_trains_resumes_exports_and_generates(
 
     exported = load(export(trained, "exported"))
     assert exported.config == trained.config
+    gain = "each file's own" if key == "all" else f"{trained.gain:.4f}"
+    assert f"gain ({gain})" in Path("exported/README.md").read_text()
     assert exported.weights_hash() == trained.weights_hash()
     written = [
         samplernn.generate(one, f"made-{n}", duration=0.1) for n, one in enumerate((trained, exported))
