@@ -84,7 +84,7 @@ class ModelConfig:
     learn_h0: bool = True
     """Learn the RNN state with which a segment starts (otherwise it is zero)."""
     weight_norm: bool = True
-    """Weight normalisation (Salimans & Kingma, 2016) of every linear layer; never of the RNN."""
+    """Weight normalisation (Salimans & Kingma, 2016) of every linear layer, but not of the RNN."""
     embedding_dim: int = 256
     """Size of the embedding of one sample code (0: none; the MLP's first layer then reads codes one-hot)."""
     q_levels: int = 256
@@ -94,7 +94,7 @@ class ModelConfig:
     head: Literal["softmax"] = "softmax"
     """Output distribution over the next code."""
     forget_bias: float = 1.0
-    """Initial forget-gate bias of lstm and lstm-peephole (the paper's code uses 3)."""
+    """Initial forget-gate bias of lstm and lstm-peephole (the original's: 3)."""
     skip_connections: bool = False
     """With n_rnn above 1: the first layer's input also goes to every other layer, and the output is made of
     all layers (Graves, 2013)."""
@@ -108,6 +108,14 @@ class ModelConfig:
     """Of echo-state: largest absolute eigenvalue of the fixed recurrent weights."""
     density: float = 0.1
     """Of echo-state: share of the recurrent weights that are not zero, above 0 to 1."""
+    rnn_weight_norm: bool = False
+    """Weight normalisation of the RNN's matrices too, per unit of each gate, as in the original."""
+    top_projection: bool = True
+    """Project the frames of the slowest tier to `dim`, as those of the others (the original feeds them
+    straight into its RNN: false)."""
+    linear_mlp_layer: bool = False
+    """One more layer in the sample-level MLP, as in the original: the sum of first layer and conditioning
+    goes into it without a ReLU. It is folded away for generation."""
 
     def __post_init__(self) -> None:
         sizes = self.frame_sizes
@@ -173,6 +181,10 @@ class DataConfig:
     """Decides which files are held out for validation and test."""
     cache_dir: str | None = None
     """Folder for decoded audio. Default: the user's cache folder; never the audio folder."""
+    normalise: Literal["corpus", "clip"] = "corpus"
+    """One gain for the whole corpus, or one per file, so that each reaches the peak of the loudest. `clip` is
+    for comparison with work that does so: such bits do not compare with those at one gain, and what is
+    generated comes out at the level of the loudest."""
 
     def __post_init__(self) -> None:
         _require(
@@ -322,7 +334,10 @@ class TrainerConfig:
     gradient_clip_val: float | None = 1.0
     """Clip gradients at this norm or value (null: do not)."""
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
-    """Clip the global norm, or each value."""
+    """Clip the norm of the gradients together, or each value."""
+    gradient_clip_parameters: Literal["all", "recurrent"] = "all"
+    """Whose gradients are clipped: of all parameters, or of the hidden-to-hidden matrices alone (norm: of all
+    tiers and layers together)."""
     accumulate_grad_batches: int = 1
     """Chunks per optimizer step."""
     val_check_interval: int = 1000

@@ -7,7 +7,7 @@ Training cuts these gradients after `data.tbptt_len` samples; here they run on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,7 @@ def gradients(
     if num_places < 1:
         raise UserError(f"places must be at least 1, got {num_places}")
     corpus = prepare(folder, data.sample_rate, cache_dir, progress)
+    corpus = replace(corpus, gain=checkpoint.gain, normalise=data.normalise)
     places = _places(checkpoint, corpus, length, num_places)
     to_code = checkpoint.quantizer.int16_to_code(checkpoint.gain)
     norms: list[list[Tensor]] = []
@@ -319,9 +320,7 @@ def unroll(model: SampleRNN, x: Tensor, state: State) -> Unrolled:
     tiers: list[UnrolledTier] = []
     with torch.enable_grad():
         for tier, tier_state in zip(model.tiers(), state.rnn, strict=True):
-            inputs = tier.input_projection(model.frames(past_and_x, tier.frame_size))  # [B, F, D]
-            if conditioning is not None:
-                inputs = inputs + conditioning
+            inputs = tier.inputs(model.frames(past_and_x, tier.frame_size), conditioning)  # [B, F, D]
             walked = walk(tier.rnn, inputs, tier_state.detach())
             tiers.append(walked)
             conditioning = tier.conditioning(walked.output)  # [B, F·ratio, D]

@@ -49,6 +49,10 @@ def exact(request: pytest.FixtureRequest) -> str:
     return name
 
 
+ORIGINAL = {"top_projection": False, "linear_mlp_layer": True, "rnn_weight_norm": True}
+"""Keys that make the network that of the Theano original."""
+
+
 def _model(
     frame_sizes: tuple[int, ...] = (8, 2), rnn: str = "gru", weight_norm: bool = True, **options: Any
 ) -> SampleRNN:
@@ -104,6 +108,52 @@ def test_stepping_equals_teacher_forcing_with_one_hot_codes(exact: str, weight_n
     engine = open_engine(model, exact, "float32")
     engine.start(3)
     torch.testing.assert_close(engine.score(codes), _teacher_forced(model, codes), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize("frame_sizes", [(4,), (12, 4)])
+@pytest.mark.parametrize("key", [*ORIGINAL, "all"])
+def test_stepping_equals_teacher_forcing_with_the_keys_of_the_original(
+    exact: str, key: str, frame_sizes: tuple[int, ...], rnn: str
+) -> None:
+    model = _model(frame_sizes, rnn, **{name: ORIGINAL[name] for name in ORIGINAL if key in (name, "all")})
+    codes = torch.randint(33, (3, 48))
+    engine = open_engine(model, exact, "float32")
+    engine.start(3)
+    stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
+    torch.testing.assert_close(stepped, _teacher_forced(model, codes), atol=2e-5, rtol=2e-5)
+
+
+def test_streams_of_a_model_like_the_original_do_not_influence_each_other(choice: tuple[str, str]) -> None:
+    engine = open_engine(_model(**ORIGINAL), *choice)
+    alone = _generate(engine, (3,), [48])
+    for count in (4, 37, 450):
+        assert torch.equal(_generate(engine, tuple(range(count)), [16, 32])[3], alone[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_narrow_weights_cost_a_model_like_the_original_no_more_than_another(dtype: str) -> None:
+    codes, worst = torch.randint(33, (8, 96)), []
+    for options in ({}, ORIGINAL):
+        model = _model((16, 4), **options)
+        engine = open_engine(model, "cpu", dtype)
+        engine.start(8)
+        worst.append((engine.score(codes) - _teacher_forced(model, codes)).abs().mean())
+    assert worst[1] < 2 * worst[0]
+
+
+def test_frames_longer_than_the_units_are_many_are_for_the_generic_engine(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = _model((24, 4), top_projection=False)
+    assert open_engine(model).name == "reference"
+    assert "frames of 24 samples with 20 units unprojected" in capsys.readouterr().err
+    with pytest.raises(UserError, match="use engine reference"):
+        open_engine(model, "cpu")
+    codes = torch.randint(33, (2, 48))
+    engine = open_engine(model, "reference")
+    engine.start(2)
+    torch.testing.assert_close(engine.score(codes), _teacher_forced(model, codes), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("rnn", ["gru", "lstm"])

@@ -105,7 +105,7 @@ def _say(line: str) -> None:
 
 
 def beyond(engine: str, config: ModelConfig) -> str:
-    """What of a model an engine lacks, in a few words; empty: it serves it. The reference engine lacks nothing."""
+    """What of a model an engine lacks, in a few words; empty: it serves it. Engine reference lacks none."""
     if engine == "reference":
         return ""
     if engine == "cuda" and config.rnn not in ("gru", "lstm"):
@@ -114,4 +114,6 @@ def beyond(engine: str, config: ModelConfig) -> str:
         return f"cell {config.rnn}"
     if config.skip_connections and config.n_rnn > 1:
         return "skip connections"
+    if not config.top_projection and config.lookback > config.dim:
+        return f"tier that reads frames of {config.lookback} samples with {config.dim} units unprojected"
     return ""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.generation.engines import cpu_program
+from samplernn.generation.engines.base import projection
 from samplernn.generation.engines.cpu_kernels import ALIGNMENT, PER_STEP, ROWS, STEPS
 from samplernn.generation.engines.cpu_program import BFLOAT16, FLOAT32, INT8, Plan
 from samplernn.model.cells import Cell
@@ -38,7 +39,7 @@ class PackedNetwork:
 
     Args:
         model: with weight norm folded, float32, on the CPU.
-        dtype: of all matrices but the input projections, which are small and stay float32.
+        dtype: of all matrices but those that read frames, which are small and stay float32.
     """
 
     def __init__(self, model: SampleRNN, dtype: str) -> None:
@@ -48,10 +49,13 @@ class PackedNetwork:
         self.units = round_up(config.dim, ROWS)
         coefficients = np.zeros((len(config.frame_sizes), config.n_rnn, 3, self.units), np.float32)
         for level, tier in enumerate(model.tiers()):
-            matrices.add(tier.input_projection.weight, tier.input_projection.bias, 1, "float32")
+            is_projected = tier.input_projection is not None
+            matrices.add(*projection(tier, config.dim), 1, "float32")
             for layer, cell in enumerate(tier.rnn.cells()):
-                for weight, bias in _weights(cell):
-                    matrices.add(weight, bias, gates, dtype)
+                of_input, of_hidden = _weights(cell)
+                # Of a frame as it is, the matrix is as small as a projection, which it stands for.
+                matrices.add(*of_input, gates, dtype if is_projected or layer else "float32")
+                matrices.add(*of_hidden, gates, dtype)
                 for index, values in enumerate(_coefficients(cell)):
                     coefficients[level, layer, index, : config.dim] = values.detach().numpy()
             matrices.add(tier.upsampling.weight, tier.upsampling.bias, tier.ratio, dtype)

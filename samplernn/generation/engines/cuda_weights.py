@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from samplernn.generation.engines.base import projection
 from samplernn.generation.engines.cuda_kernels import IMPOSSIBLE
 from samplernn.model.cells.torch_backed import TorchLayer
 from samplernn.model.network import SampleRNN
@@ -42,7 +43,7 @@ class Packed:
         layers = [cast(TorchLayer, cell).weights() for tier in tiers for cell in tier.rnn.cells()]
         padded_frames = [round_up(tier.frame_size, 16) for tier in tiers]
         projections = [
-            _padded(tier.input_projection.weight, (dim, frame))
+            _padded(projection(tier, config.dim)[0], (dim, frame))
             for tier, frame in zip(tiers, padded_frames, strict=True)
         ]
         self.tiers = []
@@ -54,7 +55,7 @@ class Packed:
         self.ratios = in_upsampling
         exact = {
             "projections": torch.cat([weight.flatten() for weight in projections]),
-            "projection_biases": torch.cat([vectors(tier.input_projection.bias, 1) for tier in tiers]),
+            "projection_biases": torch.cat([vectors(projection(tier, config.dim)[1], 1) for tier in tiers]),
             "cell_biases": torch.stack([vectors(bias, gates) for layer in layers for bias in layer[2:]]),
             "upsampling_biases": torch.cat([vectors(tier.upsampling.bias, tier.ratio) for tier in tiers]),
             "hidden_biases": vectors(mlp.hidden.bias, 1),

@@ -152,7 +152,9 @@ class ReferenceEngine:
             Conditioning for the steps of the tier below, ``[B, ratio, D]``, and the state after the step.
         """
         amplitude = (frame - self.model.q_zero) * (4 / self.model.config.q_levels)
-        x = linear(amplitude, tier.input_projection.weight, tier.input_projection.bias)
+        x = amplitude
+        if tier.input_projection is not None:
+            x = linear(amplitude, tier.input_projection.weight, tier.input_projection.bias)
         if above is not None:
             x = x + above
         x, state = tier.rnn.step(x, state, linear)

@@ -5,6 +5,6 @@
 """
 
 from samplernn.model.cells.base import Cell
-from samplernn.model.cells.rnn import RNN, matrices
+from samplernn.model.cells.rnn import RNN, Matrices, matrices
 
-__all__ = ["RNN", "Cell", "matrices"]
+__all__ = ["RNN", "Cell", "Matrices", "matrices"]

@@ -50,6 +50,10 @@ class Cell(Protocol):
         """
         ...
 
+    def fold(self) -> None:
+        """Multiply the weight norm of the matrices out, in place, if they have one."""
+        ...
+
     def recurrent_blocks(self) -> dict[str, Tensor]:
         """Hidden-to-hidden matrix of each gate, ``[D, D]``; none where the hidden vector is not read."""
         ...

@@ -46,7 +46,7 @@ class PeepholeLSTM(PointwiseCell):
         return (_peephole,)
 
     def matrices(self) -> tuple[Tensor, ...]:
-        return (self.weight_hh,) if self.has_recurrent_input else ()
+        return super().matrices() if self.has_recurrent_input else ()
 
     def coefficients(self) -> tuple[Tensor, ...]:
         return self.peepholes.unbind()
@@ -73,7 +73,8 @@ class ResetBeforeGRU(PointwiseCell):
         return _reset, _update
 
     def matrices(self) -> tuple[Tensor, ...]:
-        return self.weight_hh[: 2 * self.dim], self.weight_hh[2 * self.dim :]
+        (matrix,) = super().matrices()
+        return matrix[: 2 * self.dim], matrix[2 * self.dim :]
 
 
 def _peephole(

@@ -49,6 +49,26 @@ class PointwiseCell(nn.Module):
         if self.recurrent_gates(config):
             self.weight_hh = nn.Parameter(torch.empty(self.recurrent_gates(config) * config.dim, config.dim))
             orthogonal_blocks(self.weight_hh)
+        self.g: nn.ParameterDict | None = None
+        """With weight norm, the length of each row of each trained matrix, by name."""
+
+    def add_weight_norm(self) -> None:
+        """Give each row of each trained matrix a length of its own, at first the one that it has."""
+        trained = {name: p for name, p in self.named_parameters() if name.startswith("weight")}
+        self.g = nn.ParameterDict({name: p.detach().norm(dim=1) for name, p in trained.items()})
+
+    def weight(self, name: str) -> Tensor:
+        """What the cell multiplies with: one of its matrices, weight norm multiplied out."""
+        matrix: Tensor = getattr(self, name)
+        if self.g is None or name not in self.g:
+            return matrix
+        return torch._weight_norm(matrix, self.g[name][:, None])
+
+    def fold(self) -> None:
+        """See `Cell`."""
+        for name in list(self.g or ()):
+            getattr(self, name).copy_(self.weight(name))
+        self.g = None
 
     @classmethod
     def recurrent_gates(cls, config: ModelConfig) -> int:
@@ -61,7 +81,7 @@ class PointwiseCell(nn.Module):
 
     def matrices(self) -> tuple[Tensor, ...]:
         """Of the recurrent products, each ``[g·D, D]``."""
-        return (self.weight_hh,)
+        return (self.weight("weight_hh"),)
 
     def coefficients(self) -> tuple[Tensor, ...]:
         """What the pointwise functions take beside gates and state, each ``[D]``."""
@@ -73,7 +93,7 @@ class PointwiseCell(nn.Module):
 
     def project(self, x: Tensor, product: Product = F.linear) -> Tensor:
         # Added apart, the bias keeps its precision where products are narrow.
-        return product(x, self.weight_ih, None) + self.bias
+        return product(x, self.weight("weight_ih"), None) + self.bias
 
     def project_frames(self, x: Tensor) -> Tensor:
         """`project`, frames first: ``[B, F, in]`` to ``[F, B, gates·D]``."""

@@ -42,7 +42,8 @@ class RNN(nn.Module):
     2013, arXiv:1308.0850, equations 1 to 5; `skip_conn` of SampleRNN's original). Its weights are He-uniform.
 
     Args:
-        config: takes `rnn`, `n_rnn`, `dim`, `learn_h0`, `skip_connections`, and what the cell says.
+        config: takes `rnn`, `n_rnn`, `dim`, `learn_h0`, `skip_connections`, `rnn_weight_norm`, and what the
+            cell says.
         input_size: numbers that enter per step; None: `dim`.
     """
 
@@ -61,6 +62,8 @@ class RNN(nn.Module):
             self.layers = nn.ModuleList(stack(width, dim, batch_first=True) for width in widths)
         else:
             self.layers = _OF_TORCH[config.rnn](self.input_size, dim, n_rnn, batch_first=True)
+        self.g: nn.ParameterDict | None = None
+        """With weight norm of PyTorch's layers, the length of each row of each matrix; see `_lengths`."""
         h0 = torch.zeros(self.cells()[0].vectors, n_rnn, dim)
         self.h0: Tensor
         if config.learn_h0:
@@ -70,6 +73,8 @@ class RNN(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.RNNBase):
                 initialise(module, config.forget_bias)
+        if config.rnn_weight_norm:
+            self._add_weight_norm()
         if self.has_skips:
             self.skips = nn.Linear(n_rnn * dim, dim)
             with torch.no_grad():
@@ -80,14 +85,51 @@ class RNN(nn.Module):
     def cells(self) -> list[Cell]:
         """The layers, lowest first."""
         if isinstance(self.layers, nn.RNNBase):
-            return [_view(self.layers, index) for index in range(self.layers.num_layers)]
+            lengths = self._lengths("")
+            return [_view(self.layers, index, lengths) for index in range(self.layers.num_layers)]
         return [
-            _view(layer, 0) if isinstance(layer, nn.RNNBase) else cast(Cell, layer) for layer in self.layers
+            _view(layer, 0, self._lengths(f"{index}_"))
+            if isinstance(layer, nn.RNNBase)
+            else cast(Cell, layer)
+            for index, layer in enumerate(self.layers)
         ]
 
     def recurrent_parameters(self) -> list[nn.Parameter]:
-        """The hidden-to-hidden matrices of all layers, as far as they are trained."""
+        """The hidden-to-hidden matrices of all layers, as far as they are trained (with weight norm: their
+        lengths too)."""
         return [parameter for name, parameter in self.named_parameters() if "weight_hh" in name]
+
+    def _add_weight_norm(self) -> None:
+        """Give each row of each trained matrix a length of its own, at first the one that it has."""
+        stacks = {"": self.layers} if isinstance(self.layers, nn.RNNBase) else {}
+        if isinstance(self.layers, nn.ModuleList):
+            for index, layer in enumerate(self.layers):
+                if isinstance(layer, PointwiseCell):
+                    layer.add_weight_norm()
+                elif isinstance(layer, nn.RNNBase):
+                    stacks[f"{index}_"] = layer
+        if stacks:
+            self.g = nn.ParameterDict(
+                {
+                    prefix + name: parameter.detach().norm(dim=1)
+                    for prefix, stack in stacks.items()
+                    for name, parameter in stack.named_parameters()
+                    if name.startswith("weight")
+                }
+            )
+
+    def _lengths(self, prefix: str) -> dict[str, Tensor]:
+        """`g` of one of PyTorch's stacks, by the names of its parameters."""
+        if self.g is None:
+            return {}
+        return {name.removeprefix(prefix): g for name, g in self.g.items() if name.startswith(prefix)}
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiply the weight norm out, in place."""
+        for cell in self.cells():
+            cell.fold()
+        self.g = None
 
     def initial_state(self, batch_size: int) -> Tensor:
         """h0 for every row, ``[B, S, n_rnn, dim]``."""
@@ -104,13 +146,13 @@ class RNN(nn.Module):
         """
         layers = self.layers
         if isinstance(layers, nn.LSTM) or (isinstance(layers, nn.GRU) and not trains_on_cpu(x)):
-            return through_torch(layers, x, state)
+            return through_torch(layers, x, state, self._lengths(""))
         return self._layer_by_layer(x, state, lambda cell: cell.forward)
 
     def plain(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` as one would write it with PyTorch alone: the yardstick for speed."""
         if isinstance(self.layers, nn.RNNBase):
-            return through_torch(self.layers, x, state)
+            return through_torch(self.layers, x, state, self._lengths(""))
         return self._layer_by_layer(x, state, lambda cell: cell.plain)
 
     def step(self, x: Tensor, state: Tensor, product: Product = F.linear) -> tuple[Tensor, Tensor]:
@@ -159,8 +201,8 @@ class RNN(nn.Module):
         return self.output(hidden, product), torch.stack(states, dim=2)
 
 
-def _view(layers: nn.RNNBase, index: int) -> Cell:
-    return LSTM(layers, index) if isinstance(layers, nn.LSTM) else GRU(layers, index)
+def _view(layers: nn.RNNBase, index: int, lengths: dict[str, Tensor]) -> Cell:
+    return (LSTM if isinstance(layers, nn.LSTM) else GRU)(layers, index, lengths)
 
 
 def _stepped(cell: Cell, x: Tensor, state: Tensor, product: Product) -> tuple[Tensor, Tensor]:
@@ -174,17 +216,23 @@ class Matrices(NamedTuple):
     total: int
     trained: int
     """Of them; the others only pass gradients on."""
+    of_input: int
+    """Of them: multiply the tier's input, not what a layer says."""
 
 
-def matrices(config: ModelConfig) -> Matrices:
+def matrices(config: ModelConfig, input_size: int | None = None) -> Matrices:
     """Count what a tier's `RNN` multiplies per step, biases and whatever works unit by unit apart."""
     with torch.device("meta"):
-        rnn = RNN(config)
-    weights = [
-        (value.numel(), isinstance(value, nn.Parameter))
+        rnn = RNN(config, input_size)
+    weights = {
+        name: value
         for name, value in rnn.state_dict(keep_vars=True).items()
-        if name.rpartition(".")[2].startswith("weight")
-    ]
+        if name.rpartition(".")[2].startswith("weight") and value.dim() == 2
+    }
+    readers = [weight for name, weight in weights.items() if "weight_ih" in name]
+    readers = readers if rnn.has_skips else readers[:1]
     return Matrices(
-        sum(count for count, _ in weights), sum(count for count, is_trained in weights if is_trained)
+        sum(weight.numel() for weight in weights.values()),
+        sum(weight.numel() for weight in weights.values() if isinstance(weight, nn.Parameter)),
+        sum(len(weight) * rnn.input_size for weight in readers),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,17 +19,22 @@ class TorchLayer:
     Args:
         layers: the stack.
         index: which of its layers.
+        lengths: with weight norm, of the rows of the stack's matrices, by name; see `effective`.
     """
 
     gates: ClassVar[tuple[str, ...]]
 
-    def __init__(self, layers: nn.RNNBase, index: int) -> None:
-        self.layers, self.index = layers, index
+    def __init__(self, layers: nn.RNNBase, index: int, lengths: dict[str, Tensor]) -> None:
+        self.layers, self.index, self.lengths = layers, index, lengths
 
     def weights(self) -> tuple[Tensor, ...]:
-        """weight_ih, weight_hh, bias_ih, bias_hh."""
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return tuple(getattr(self.layers, f"{name}_l{self.index}") for name in names)
+        """What the layer computes with: weight_ih, weight_hh, bias_ih, bias_hh."""
+        return effective(self.layers, self.index, self.lengths)
+
+    def fold(self) -> None:
+        """See `Cell`."""
+        for name, weight in zip(_names(self.index), self.weights(), strict=True):
+            getattr(self.layers, name).copy_(weight)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """See `Cell`."""
@@ -36,7 +42,7 @@ class TorchLayer:
 
     def plain(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """See `Cell`; for stacks of one layer."""
-        hidden, last = through_torch(self.layers, x, state[:, :, None])
+        hidden, last = through_torch(self.layers, x, state[:, :, None], self.lengths)
         return hidden, last[:, :, 0]
 
     def project(self, x: Tensor, product: Product = F.linear) -> Tensor:
@@ -114,25 +120,55 @@ def trains_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
-def through_torch(layers: nn.RNNBase, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def _names(index: int) -> tuple[str, ...]:
+    return tuple(f"{name}_l{index}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+
+
+def effective(layers: nn.RNNBase, index: int, lengths: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Parameters of one layer, with the weight norm of its matrices multiplied out.
+
+    Args:
+        layers: `nn.GRU` or `nn.LSTM`.
+        index: of the layer.
+        lengths: of each row of each matrix, by name; none without weight norm.
+    """
+    parameters = []
+    for name in _names(index):
+        parameter = getattr(layers, name)
+        if name in lengths:
+            parameter = torch._weight_norm(parameter, lengths[name][:, None])
+        parameters.append(parameter)
+    return tuple(parameters)
+
+
+def through_torch(
+    layers: nn.RNNBase, x: Tensor, state: Tensor, lengths: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """A whole stack of PyTorch's.
 
     Args:
         layers: `nn.GRU` or `nn.LSTM`.
         x: ``[B, F, in]``.
         state: ``[B, S, layers, D]``.
+        lengths: see `effective`.
 
     Returns:
         The top layer's hidden vectors ``[B, F, D]`` and the state after the last frame.
     """
     vectors = state.to(x.dtype).permute(1, 2, 0, 3).contiguous()  # [S, layers, B, D]
-    if isinstance(layers, nn.LSTM):
+    last: Sequence[Tensor]
+    if lengths:  # on other weights than those that the layers hold
+        flat = [each for index in range(layers.num_layers) for each in effective(layers, index, lengths)]
+        options = (True, layers.num_layers, 0.0, layers.training, False, True)
+        if isinstance(layers, nn.LSTM):
+            hidden, *last = torch.lstm(x, tuple(vectors), flat, *options)
+        else:
+            hidden, *last = torch.gru(x, vectors[0], flat, *options)
+    elif isinstance(layers, nn.LSTM):
         hidden, last = layers(x, (vectors[0], vectors[1]))
-        vectors = torch.stack(last)
     else:
-        hidden, last = layers(x, vectors[0])
-        vectors = last[None]
-    return hidden, vectors.permute(2, 0, 1, 3)
+        hidden, *last = layers(x, vectors[0])
+    return hidden, torch.stack(list(last)).permute(2, 0, 1, 3)
 
 
 class GRULayer(torch.autograd.Function):
@@ -211,7 +247,7 @@ class GRULayer(torch.autograd.Function):
         flat_x = flat_h.clone()
         flat_x[:, 2 * dim :] = grad_new.flatten(0, 1)
         return (
-            (flat_x @ weights_x).view_as(x).to(hidden.dtype),
+            (flat_x @ weights_x).view_as(x).to(hidden.dtype) if ctx.needs_input_grad[0] else None,
             carried,
             None,
             (flat_x.t() @ x.flatten(0, 1)).to(hidden.dtype),
