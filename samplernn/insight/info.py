@@ -56,7 +56,7 @@ def diagram(checkpoint: Checkpoint) -> str:
     sizes = [*model.frame_sizes, 1]
     for index, tier in enumerate([*network.tiers(), network.sample_level_mlp]):
         size, is_last = sizes[index], index == len(sizes) - 1
-        parameters = sum(parameter.numel() for parameter in tier.parameters())
+        parameters = sum(value.numel() for value in tier.state_dict().values())  # fixed ones too
         layers = f"{model.n_rnn} x {model.rnn.upper()} {model.dim}"
         if index == 0 and not model.top_projection:
             layers += ", frames unprojected"
