@@ -124,7 +124,7 @@ def test_rows_as_they_are_typed(text: str, label: str, changes: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"rows": {"x": {"model.foo": 1}}}, "row x: unknown option model.foo; known here: dim,"),
+        ({"rows": {"x": {"model.foo": 1}}}, "row x: unknown option model.foo; known here: density, dim,"),
         ({"rows": {"x": {"model.dim": "many"}}}, "row x: model.dim must be of type int"),
         ({"rows": {"x": {"model.frame_sizes": [256, 16], "data.tbptt_len": 64}}}, "row x: data.tbptt_len 64"),
         ({"rows": {"x": {"trainer.max_steps": 3}}}, "row x: trainer.max_steps is the same for all rows"),
@@ -132,7 +132,7 @@ def test_rows_as_they_are_typed(text: str, label: str, changes: dict[str, Any]) 
         ({"rows": {"a b": {}, "a-b": {"model.dim": 8}}}, "two rows are called a-b"),
         ({"rows": None}, "no rows; give rows, or a grid"),
         ({"grid": {"model.dim": "all"}}, "grid model.dim: all is for options that are a choice"),
-        ({"grid": {"model.cell": "all"}}, "grid model.cell: unknown option; known here: dim"),
+        ({"grid": {"model.cell": "all"}}, "grid model.cell: unknown option; known here: density, dim"),
         ({"grid": {"model.dim": 8}}, "grid model.dim must be a list"),
         ({"budget": "soon"}, "budget soon: write the time of training per run"),
         ({"budget": 240}, "budget 240: write the time"),
