@@ -114,7 +114,8 @@ class PointwiseCell(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if is_mixed else x.dtype
         projected = self.project_frames(x).unflatten(-1, (-1, self.dim))  # [F, B, gates, D]
         matrices = self.matrices()
         hidden, last = Recurrence.apply(
