@@ -54,14 +54,29 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+Cell = Literal[
+    "gru",
+    "lstm",
+    "rnn-tanh",
+    "rnn-relu",
+    "lstm-peephole",
+    "gru-reset-before",
+    "leaky",
+    "echo-state",
+    "mingru",
+]
+"""Recurrent cells: docs/cells.md has their equations."""
+CELLS: tuple[Cell, ...] = typing.get_args(Cell)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. Two models with equal ``ModelConfig`` have interchangeable weights."""
 
     frame_sizes: tuple[int, ...] = (64, 16)
     """Samples per frame of every frame-level tier, slowest tier first, each divisible by the next."""
-    rnn: Literal["gru", "lstm"] = "gru"
-    """Recurrent cell of the frame-level tiers."""
+    rnn: Cell = "gru"
+    """Recurrent cell of the frame-level tiers: docs/cells.md has their equations."""
     n_rnn: int = 1
     """Stacked RNN layers per frame-level tier."""
     dim: int = 256
@@ -69,7 +84,7 @@ class ModelConfig:
     learn_h0: bool = True
     """Learn the RNN state with which a segment starts (otherwise it is zero)."""
     weight_norm: bool = True
-    """Weight normalisation (Salimans & Kingma, 2016) of every linear layer; never of the RNN."""
+    """Weight normalisation (Salimans & Kingma, 2016) of every linear layer, but not of the RNN."""
     embedding_dim: int = 256
     """Size of the embedding of one sample code (0: none; the MLP's first layer then reads codes one-hot)."""
     q_levels: int = 256
@@ -79,7 +94,28 @@ class ModelConfig:
     head: Literal["softmax"] = "softmax"
     """Output distribution over the next code."""
     forget_bias: float = 1.0
-    """Initial forget-gate bias of an LSTM (the paper's code uses 3)."""
+    """Initial forget-gate bias of lstm and lstm-peephole (the original's: 3)."""
+    skip_connections: bool = False
+    """With n_rnn above 1: the first layer's input also goes to every other layer, and the output is made of
+    all layers (Graves, 2013)."""
+    recurrent_input: bool = True
+    """Of lstm-peephole: gates see the last hidden vector, too (false: U = 0, the cell state alone)."""
+    time_constants: Literal["learned", "fixed"] = "learned"
+    """Of leaky, log-spaced from 1 to 1000 steps of the tier at first: learned, or left there."""
+    leak: float = 1.0
+    """Of echo-state: share of a unit that each step renews, above 0 to 1 (1: all of it)."""
+    spectral_radius: float = 0.9
+    """Of echo-state: largest absolute eigenvalue of the fixed recurrent weights."""
+    density: float = 0.1
+    """Of echo-state: share of the recurrent weights that are not zero, above 0 to 1."""
+    rnn_weight_norm: bool = False
+    """Weight normalisation of the RNN's matrices too, per unit of each gate, as in the original."""
+    top_projection: bool = True
+    """Project the frames of the slowest tier to `dim`, as those of the others (the original feeds them
+    straight into its RNN: false)."""
+    linear_mlp_layer: bool = False
+    """One more layer in the sample-level MLP, as in the original: the sum of first layer and conditioning
+    goes into it without a ReLU. It is folded away for generation."""
 
     def __post_init__(self) -> None:
         sizes = self.frame_sizes
@@ -102,6 +138,15 @@ class ModelConfig:
         _require(
             self.embedding_dim >= 0,
             f"model.embedding_dim must be at least 1, or 0 for one-hot codes, got {self.embedding_dim}",
+        )
+        for name in ("leak", "density"):
+            _require(
+                0 < getattr(self, name) <= 1,
+                f"model.{name} must be above 0 and at most 1, got {getattr(self, name)}",
+            )
+        _require(
+            0 < self.spectral_radius < math.inf,
+            f"model.spectral_radius must be above 0, got {self.spectral_radius}",
         )
         _require(2 <= self.q_levels <= 1024, f"model.q_levels must be from 2 to 1024, got {self.q_levels}")
 
@@ -136,6 +181,10 @@ class DataConfig:
     """Decides which files are held out for validation and test."""
     cache_dir: str | None = None
     """Folder for decoded audio. Default: the user's cache folder; never the audio folder."""
+    normalise: Literal["corpus", "clip"] = "corpus"
+    """One gain for the whole corpus, or one per file, so that each reaches the peak of the loudest. `clip` is
+    for comparison with work that does so: such bits do not compare with those at one gain, and what is
+    generated comes out at the level of the loudest."""
 
     def __post_init__(self) -> None:
         _require(
@@ -285,7 +334,10 @@ class TrainerConfig:
     gradient_clip_val: float | None = 1.0
     """Clip gradients at this norm or value (null: do not)."""
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
-    """Clip the global norm, or each value."""
+    """Clip the norm of the gradients together, or each value."""
+    gradient_clip_parameters: Literal["all", "recurrent"] = "all"
+    """Whose gradients are clipped: of all parameters, or of the hidden-to-hidden matrices alone (norm: of all
+    tiers and layers together)."""
     accumulate_grad_batches: int = 1
     """Chunks per optimizer step."""
     val_check_interval: int = 1000

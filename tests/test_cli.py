@@ -62,6 +62,8 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["train", "--resume", "--config", "small"], "leave --config out"),
         (["train", str(CLIPS), "--trainer.precision", "bf16-mixe"], "trainer.precision"),
+        (["train", str(CLIPS), "--trainer.gradient_clip_algorithm", "size"], "gradient_clip_algorithm"),
+        (["train", str(CLIPS), "--trainer.gradient_clip_parameters", "gru"], "gradient_clip_parameters"),
         (["train", str(CLIPS), "--trainer.accelerator", "gpuu"], "gpuu"),
         (["train", str(CLIPS), "--trainer.devices", "3"], "take 18"),
         (["train", str(CLIPS), "--seed_everything", "-1"], "seed_everything"),
@@ -111,6 +113,13 @@ def test_keys_win_over_the_configuration_wherever_they_stand() -> None:
     assert before.config.model.dim == 512
     assert before.config.model.n_rnn == 2  # of the preset
     assert before.changes["model"]["dim"] == 512
+
+
+def test_the_keys_of_clipping_come_through() -> None:
+    keys = ["val=0.5", "algorithm=value", "parameters=recurrent"]
+    options = parse(["x", *(f"--trainer.gradient_clip_{key}" for key in keys)]).config.trainer
+    assert options.gradient_clip_val == 0.5
+    assert (options.gradient_clip_algorithm, options.gradient_clip_parameters) == ("value", "recurrent")
 
 
 def test_the_default_preset_is_small() -> None:

@@ -39,7 +39,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": {"frame_sizes": 16}}, "model.frame_sizes must be a list, got 16"),
     ({"model": {"frame_sizes": [16, "4"]}}, "model.frame_sizes must be of type int, got '4'"),
     ({"model": {"frame_sizes": [16, True]}}, "model.frame_sizes must be of type int, got True"),
-    ({"model": {"rnn": "GRU"}}, "model.rnn must be one of gru, lstm, got 'GRU'"),
+    ({"model": {"rnn": "GRU"}}, "model.rnn must be one of gru, lstm, rnn-tanh, rnn-relu, "),
     ({"model": {"dim": 0}}, "model.dim must be at least 1, got 0"),
     ({"model": {"dim": 2.5}}, "model.dim must be of type int, got 2.5"),
     ({"model": {"dim": True}}, "model.dim must be of type int, got True"),
@@ -49,7 +49,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": {"q_levels": 1}}, "model.q_levels must be from 2 to 1024, got 1"),
     ({"model": {"q_levels": 65536}}, "model.q_levels must be from 2 to 1024, got 65536"),
     ({"model": {"quantization": "mulaw"}}, "quantization must be one of linear, mu-law, a-law, got 'mulaw'"),
-    ({"model": {"size": 3}}, "unknown option model.size; known here: dim, embedding_dim,"),
+    ({"model": {"size": 3}}, "unknown option model.size; known here: density, dim, embedding_dim,"),
     ({"mdl": {"dim": 3}}, "unknown option mdl; known here: checkpoint, data,"),
     ({"model": 3}, "model must hold options of its own, got 3"),
     ({"model": None}, "model must hold options of its own, got None"),
@@ -95,6 +95,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"trainer": {"max_epochs": -2}}, "trainer.max_epochs must be -1 or at least 1, got -2"),
     ({"trainer": {"accumulate_grad_batches": 0}}, "trainer.accumulate_grad_batches"),
     ({"trainer": {"gradient_clip_val": 0}}, "trainer.gradient_clip_val must be above 0 or null, got 0"),
+    ({"trainer": {"gradient_clip_parameters": "gru"}}, "must be one of all, recurrent, got 'gru'"),
     ({"trainer": {"max_time": "10 minutes"}}, "trainer.max_time must look like DD:HH:MM:SS"),
     ({"trainer": {"max_time": "00:10:00"}}, "trainer.max_time must look like DD:HH:MM:SS"),
     ({"trainer": {"max_time": "00:00:-1:00"}}, "trainer.max_time must look like DD:HH:MM:SS"),
@@ -131,8 +132,19 @@ def test_the_suggested_tbptt_len_is_valid_and_nearest(tbptt_len: int, frame: int
 
 
 DEFAULT_FREE = Config(
-    model=ModelConfig((8, 4, 2), "lstm", 3, 32, False, False, 12, 300, "a-law", "softmax", 3.0),
-    data=DataConfig(8000, 3, 1024, 2.5, 60.0, 7, "/tmp/cache folder"),
+    model=ModelConfig(
+        *((8, 4, 2), "lstm", 3, 32, False, False, 12, 300, "a-law", "softmax", 3.0),
+        skip_connections=True,
+        recurrent_input=False,
+        time_constants="fixed",
+        leak=0.5,
+        spectral_radius=1.1,
+        density=0.3,
+        rnn_weight_norm=True,
+        top_projection=False,
+        linear_mlp_layer=True,
+    ),
+    data=DataConfig(8000, 3, 1024, 2.5, 60.0, 7, "/tmp/cache folder", "clip"),
     optim=OptimConfig(3e-4, (0.8, 0.95), 0.01, "constant", 0.5, 0, 0, 0.99),
     checkpoint=CheckpointConfig(100, 0.5),
     samples=SamplesConfig(0, 1.5, (1.0,), 3, 0.5, 5),
@@ -147,6 +159,7 @@ DEFAULT_FREE = Config(
         max_time="10:00:30:00",  # bare in YAML 1.1 this would be a number to base 60
         gradient_clip_val=None,
         gradient_clip_algorithm="value",
+        gradient_clip_parameters="recurrent",
         accumulate_grad_batches=2,
         val_check_interval=7,
         log_every_n_steps=3,
@@ -291,6 +304,8 @@ PRESETS = {  # docs: the table of presets in DESIGN.md
     "reference": ((64, 16), 2, 1024, 256, "linear", 256, 1024, 128),
     "paper-2tier": ((16,), 3, 1024, 256, "linear", 256, 1024, 128),
     "paper-3tier": ((8, 2), 1, 1024, 256, "linear", 256, 512, 128),
+    "mehri-2tier": ((16,), 3, 1024, 256, "linear", 256, 1024, 128),
+    "mehri-3tier": ((8, 2), 1, 1024, 256, "linear", 256, 512, 128),
     "small": ((64, 16), 1, 256, 256, "linear", 256, 512, 16),
 }
 
@@ -303,9 +318,26 @@ def read(preset: Path) -> Config:
 def test_presets_have_their_published_sizes(name: str, sizes: tuple[Any, ...]) -> None:
     config = read(presets()[name])
     model, data = config.model, config.data
-    assert model.rnn == "gru"
+    assert model.rnn == "gru" or name.startswith("mehri-")
     assert (model.frame_sizes, model.n_rnn, model.dim, model.q_levels, model.quantization) == sizes[:5]
     assert (model.embedding_dim, data.tbptt_len, data.batch_size) == sizes[5:]
+
+
+def test_presets_of_the_original_use_every_key_that_the_others_leave_off() -> None:
+    for number in (2, 3):
+        ours, theirs = (read(presets()[f"{name}-{number}tier"]) for name in ("paper", "mehri"))
+        fields = [field.name for field in dataclasses.fields(ModelConfig)]
+        changed = {name for name in fields if getattr(ours.model, name) != getattr(theirs.model, name)}
+        assert changed - {"rnn"} == {"top_projection", "linear_mlp_layer", "rnn_weight_norm", "forget_bias"}
+        assert theirs.data == dataclasses.replace(ours.data, normalise="clip")
+        assert (theirs.optim.lr, theirs.optim.betas, theirs.optim.schedule) == (
+            1e-3,
+            (0.9, 0.999),
+            "constant",
+        )
+        # 1, where the loss is in bits.
+        assert theirs.trainer.gradient_clip_val == pytest.approx(math.log(2), abs=1e-3)
+        assert theirs.trainer.gradient_clip_algorithm == "value"
 
 
 def test_every_shipped_preset_is_valid() -> None:

@@ -62,4 +62,5 @@ def test_an_installed_wheel_finds_its_presets_and_clips(built: Path, tmp_path: P
         "print(sorted(c.presets()), len(list((root / 'clips').rglob('*.flac'))))"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert result.stdout.strip() == "['demo', 'paper-2tier', 'paper-3tier', 'reference', 'small'] 36", result
+    names = ["demo", "mehri-2tier", "mehri-3tier", "paper-2tier", "paper-3tier", "reference", "small"]
+    assert result.stdout.strip() == f"{names} 36", result

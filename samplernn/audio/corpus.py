@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import platformdirs
@@ -77,6 +77,8 @@ class Corpus:
     """Where the samples are."""
     found: int = 0
     """Files that were found, usable or not."""
+    normalise: Literal["corpus", "clip"] = "corpus"
+    """See `DataConfig.normalise`."""
 
     @property
     def num_samples(self) -> int:
@@ -94,8 +96,15 @@ class Corpus:
         lines = [f"{self.sample_rate}\n", *(f"{file.sha256} {file.path}\n" for file in self.files)]
         return hashlib.sha256(b"".join(os.fsencode(line) for line in lines)).hexdigest()
 
+    def gain_of(self, file: AudioFile) -> float:
+        """Factor between the stored samples of a file and what a model hears of it."""
+        return self.gain if self.normalise == "corpus" else PEAK_AFTER_GAIN / file.peak
+
     def read(self, file: AudioFile | int, start: int, stop: int) -> np.ndarray:
-        """Samples of one file, without gain: a read-only int16 view `[stop - start]`.
+        """Samples of one file, without the corpus's gain: a read-only int16 view `[stop - start]`.
+
+        If each file has a gain of its own, what that is beyond the corpus's is applied here, to a copy. All
+        that follows need not know of it: at the corpus's gain, the file reaches -1 dBFS.
 
         Args:
             file: one of `files`, or its index.
@@ -111,7 +120,11 @@ class Corpus:
         if not 0 <= start <= stop <= file.num_samples:
             raise IndexError(f"samples {start} to {stop} of {file.path}, which has {file.num_samples}")
         samples = shards.open_samples(self.shard_dir / file.shard)
-        return samples[file.offset + start : file.offset + stop]
+        samples = samples[file.offset + start : file.offset + stop]
+        if self.normalise == "corpus":
+            return samples
+        louder = np.rint(samples * (self.gain_of(file) / self.gain))
+        return louder.clip(-32768, 32767).astype(np.int16)
 
 
 def prepare(

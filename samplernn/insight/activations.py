@@ -71,7 +71,7 @@ class Unit:
 
 @dataclass(frozen=True, eq=False)
 class TierActivations:
-    """The hidden units of one tier's top RNN layer, one row per step."""
+    """Hidden units of one tier's top RNN layer, one row per step (of what skip connections make of all)."""
 
     number: int
     """In Mehri's count: the sample-level MLP is tier 1."""

@@ -58,7 +58,7 @@ def advise(
 
 def silence_share(corpus: Corpus) -> float:
     """Share of the audio that is silence once the gain has been applied."""
-    silent = sum(silent_samples(file.levels, corpus.gain) for file in corpus.files)
+    silent = sum(silent_samples(file.levels, corpus.gain_of(file)) for file in corpus.files)
     return silent / corpus.num_samples if corpus.files else 0.0
 
 
@@ -94,7 +94,7 @@ def _about_rates(corpus: Corpus) -> Iterator[str]:
 def _about_sound(corpus: Corpus, config: Config) -> Iterator[str]:
     share = silence_share(corpus)
     if share > _MOSTLY_SILENCE:
-        worst = max(corpus.files, key=lambda file: silent_samples(file.levels, corpus.gain))
+        worst = max(corpus.files, key=lambda file: silent_samples(file.levels, corpus.gain_of(file)))
         cut = "silenceremove=start_periods=1:stop_periods=-1:stop_duration=1:stop_threshold=-60dB"
         command = shlex.join(["ffmpeg", "-i", worst.path, "-af", cut, "shorter.flac"])
         yield f"{percent(share)} of the audio is silence, most of it in {worst.path}: {command}"
@@ -105,8 +105,8 @@ def _about_sound(corpus: Corpus, config: Config) -> Iterator[str]:
             "record or export the audio louder"
         )
     heard = corpus.num_samples * max(1 - share, 1e-9)
-    energy = sum(file.rms**2 * file.num_samples for file in corpus.files)
-    level = math.sqrt(energy / heard) * corpus.gain
+    energy = sum((corpus.gain_of(file) * file.rms) ** 2 * file.num_samples for file in corpus.files)
+    level = math.sqrt(energy / heard)
     if level < _LOW_LEVEL and config.model.quantization == "linear" and config.model.q_levels <= 256:
         yield (
             f"beside the peak in {loudest.path} the rest is quiet ({decibels(level)}) and uses few of the "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,7 @@ def examine(
     """
     config = config or Config()
     corpus = inspect(folder, config.data.sample_rate, config.data.cache_dir, progress)
+    corpus = replace(corpus, normalise=config.data.normalise)
     problems = tuple(remarks(corpus, config.data.tbptt_len))
     obstacle, plan, cost = _obstacle(folder, corpus), None, None
     if not obstacle:
@@ -215,14 +216,17 @@ def _about_audio(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     rates = _tally(file.source_rate for file in corpus.files)
     channels = _tally(file.channels for file in corpus.files)
     peak = max(file.peak for file in corpus.files)
+    raised = f"a gain of {corpus.gain:.2g} brings the peak to -1 dBFS"
+    if corpus.normalise == "clip":
+        gains = [corpus.gain_of(file) for file in corpus.files]
+        raised = f"gains of {min(gains):.2g} to {max(gains):.2g} bring each file's peak to -1 dBFS"
     return [
         ("usable", f"{duration(corpus.duration)} in {len(corpus.files)} of {count(corpus.found, 'file')}"),
         ("rates", _listed(rates, " Hz", f"resampled to {corpus.sample_rate} Hz", corpus.sample_rate)),
         ("channels", _listed(channels, "", "mixed to mono", 1)),
         (
             "level",
-            f"peak {decibels(peak)}, RMS {decibels(diagnosis.rms)}; "
-            f"a gain of {corpus.gain:.2g} brings the peak to -1 dBFS",
+            f"peak {decibels(peak)}, RMS {decibels(diagnosis.rms)}; {raised}",
         ),
         ("silence", percent(silence_share(corpus))),
         ("cache", f"{size(2 * corpus.num_samples)} of decoded audio"),

@@ -20,7 +20,8 @@ def evaluate(
     progress: bool = True,
     cache_dir: str | None = None,
 ) -> Score:
-    """Score a model on a folder of audio: whole files, carried state, the training corpus's gain.
+    """Score a model on a folder of audio: whole files, carried state, the training corpus's gain (or each
+    file's own, if the model was trained so: `data.normalise`).
 
     Args:
         checkpoint: the model.

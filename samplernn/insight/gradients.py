@@ -7,7 +7,7 @@ Training cuts these gradients after `data.tbptt_len` samples; here they run on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from samplernn import plots
 from samplernn.audio.corpus import AudioFile, Corpus, Split, locate, prepare
 from samplernn.config import UserError
 from samplernn.insight import words
-from samplernn.model.cells import RNN
+from samplernn.model.cells import RNN, Cell
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.network import SampleRNN, State
 
@@ -34,7 +34,6 @@ _BINS_PER_DECADE = 16
 _MAX_BYTES = 1 << 30
 _JACOBIANS = 32
 _JACOBIAN_VALUES = 1 << 24
-_GATES = {False: ("reset", "update", "new"), True: ("input", "forget", "cell", "output")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class LayerSpectrum:
     """Singular values of one recurrent layer, each ``[D]`` or as said, largest first."""
 
     gates: dict[str, NDArray[np.float64]]
-    """Of the hidden-to-hidden matrix of each gate."""
+    """Of the hidden-to-hidden matrix of each gate; empty for a cell without."""
     jacobians: NDArray[np.float64]
     """Of the derivative of the layer's state by the one a step before, at places in the audio, ``[n, S·D]``.
     The largest says by how much one step can stretch a small change of the state at most (below 1: every
@@ -176,7 +175,8 @@ class Gradients:
                 gates = ", ".join(f"{gate} {values[0]:.2f}" for gate, values in layer.gates.items())
                 yield (
                     f"  {which}a step stretches a change of the state by up to {layer.largest:.2f}, "
-                    f"one without direction by {layer.typical:.2f}; largest singular values: {gates}"
+                    f"one without direction by {layer.typical:.2f}; "
+                    + (f"largest singular values: {gates}" if gates else "no recurrent matrix")
                 )
         cut = _seconds(self.tbptt_len / self.sample_rate)
         where = words.count(self.num_places, "place")
@@ -232,6 +232,7 @@ def gradients(
     if num_places < 1:
         raise UserError(f"places must be at least 1, got {num_places}")
     corpus = prepare(folder, data.sample_rate, cache_dir, progress)
+    corpus = replace(corpus, gain=checkpoint.gain, normalise=data.normalise)
     places = _places(checkpoint, corpus, length, num_places)
     to_code = checkpoint.quantizer.int16_to_code(checkpoint.gain)
     norms: list[list[Tensor]] = []
@@ -257,8 +258,8 @@ def gradients(
         lags = (length - np.arange(each.shape[1]) * tier.frame_size) / data.sample_rate
         along = torch.cat([some[index] for some in jacobians], dim=1)  # [n_rnn, n, S·D]
         layers = tuple(
-            LayerSpectrum(_gate_spectra(tier.rnn, layer), along[layer].double().numpy())
-            for layer in range(tier.rnn.layers.num_layers)
+            LayerSpectrum(_gate_spectra(cell), along[layer].double().numpy())
+            for layer, cell in enumerate(tier.rnn.cells())
         )
         number = checkpoint.config.model.n_tiers - index
         tiers.append(TierGradients(number, tier.frame_size, lags[::-1], each[:, ::-1], layers))
@@ -272,6 +273,8 @@ class UnrolledTier:
     rnn: RNN
     states: list[list[Tensor]]
     """``[n_rnn][F]`` times ``[B, S, D]``: hidden and, of an LSTM, cell after each step."""
+    output: Tensor
+    """Of the layers together, ``[B, F, D]``."""
     gates_x: list[Tensor]
     """What the input adds to each gate, ``[n_rnn]`` times ``[B, F, gates·D]``."""
 
@@ -288,9 +291,9 @@ class UnrolledTier:
         rows = [index % num_rows for index in range(number)]
         steps = [1 + int((index + 0.5) / number * (num_steps - 1)) for index in range(number)]
         found = []
-        for layer, (states, gates_x) in enumerate(zip(self.states, self.gates_x, strict=True)):
+        for cell, states, gates_x in zip(self.rnn.cells(), self.states, self.gates_x, strict=True):
             before = torch.stack([states[step - 1][row] for row, step in zip(rows, steps, strict=True)])
-            jacobians = state_jacobians(self.rnn, layer, before.detach(), gates_x[rows, steps].detach())
+            jacobians = state_jacobians(cell, before.detach(), gates_x[rows, steps].detach())
             found.append(torch.linalg.svdvals(jacobians))
         return torch.stack(found)
 
@@ -317,13 +320,10 @@ def unroll(model: SampleRNN, x: Tensor, state: State) -> Unrolled:
     tiers: list[UnrolledTier] = []
     with torch.enable_grad():
         for tier, tier_state in zip(model.tiers(), state.rnn, strict=True):
-            inputs = tier.input_projection(model.frames(past_and_x, tier.frame_size))  # [B, F, D]
-            if conditioning is not None:
-                inputs = inputs + conditioning
+            inputs = tier.inputs(model.frames(past_and_x, tier.frame_size), conditioning)  # [B, F, D]
             walked = walk(tier.rnn, inputs, tier_state.detach())
-            hidden = torch.stack([step[:, 0] for step in walked.states[-1]], dim=1)  # [B, F, D]
             tiers.append(walked)
-            conditioning = tier.conditioning(hidden)  # [B, F·ratio, D]
+            conditioning = tier.conditioning(walked.output)  # [B, F·ratio, D]
         assert conditioning is not None
         frame = model.tiers()[-1].frame_size
         codes = past_and_x[:, -2 * frame : -1]  # [B, 2·frame - 1]
@@ -341,42 +341,19 @@ def walk(rnn: RNN, x: Tensor, state: Tensor) -> UnrolledTier:
         state: ``[B, S, n_rnn, D]``.
     """
     all_states, all_gates = [], []
-    for layer in range(rnn.layers.num_layers):
-        weight_ih, weight_hh, bias_ih, bias_hh = _weights(rnn, layer)
-        gates_x = F.linear(x, weight_ih, bias_ih)  # [B, F, gates·D]
+    hidden: list[Tensor] = []  # [B, F, D] of each layer
+    for layer, cell in enumerate(rnn.cells()):
+        inputs = rnn.layer_input(x, hidden[-1] if hidden else None)
+        gates_x = cell.project(inputs)  # [B, F, gates·D]
         now = state[:, :, layer].clone().requires_grad_()
         states = []
         for step in gates_x.unbind(dim=1):
-            now = cell_step(rnn.is_lstm, step, now, weight_hh, bias_hh)
+            now = cell.step(step, now)
             states.append(now)
-        x = torch.stack([step[:, 0] for step in states], dim=1)
+        hidden.append(torch.stack([step[:, 0] for step in states], dim=1))
         all_states.append(states)
         all_gates.append(gates_x)
-    return UnrolledTier(rnn, all_states, all_gates)
-
-
-def cell_step(is_lstm: bool, gates_x: Tensor, state: Tensor, weight_hh: Tensor, bias_hh: Tensor) -> Tensor:
-    """One step of a recurrent layer, which can be derived.
-
-    Args:
-        is_lstm: an LSTM, else a GRU, both as PyTorch has them.
-        gates_x: what the input adds to each gate, ``[B, gates·D]``.
-        state: ``[B, S, D]``.
-        weight_hh: ``[gates·D, D]``.
-        bias_hh: ``[gates·D]``.
-
-    Returns:
-        The state after the step, ``[B, S, D]``.
-    """
-    gates_h = F.linear(state[:, 0], weight_hh, bias_hh)
-    if is_lstm:
-        open_in, keep, new, open_out = (gates_x + gates_h).chunk(4, dim=1)
-        cell = keep.sigmoid() * state[:, 1] + open_in.sigmoid() * new.tanh()
-        return torch.stack([open_out.sigmoid() * cell.tanh(), cell], dim=1)
-    reset_x, update_x, new_x = gates_x.chunk(3, dim=1)
-    reset_h, update_h, new_h = gates_h.chunk(3, dim=1)
-    new = (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
-    return torch.lerp(new, state[:, 0], (update_x + update_h).sigmoid())[:, None]
+    return UnrolledTier(rnn, all_states, rnn.output(hidden), all_gates)
 
 
 def gradient_norms(unrolled: Unrolled) -> list[Tensor]:
@@ -399,45 +376,36 @@ def gradient_norms(unrolled: Unrolled) -> list[Tensor]:
     return norms
 
 
-def state_jacobians(rnn: RNN, layer: int, states: Tensor, gates_x: Tensor) -> Tensor:
+def state_jacobians(cell: Cell, states: Tensor, gates_x: Tensor) -> Tensor:
     """Derivatives of a layer's next state by its state, the input given.
 
     Args:
-        rnn: the layers of one tier.
-        layer: which of them.
+        cell: the layer.
         states: ``[n, S, D]``.
         gates_x: what the input adds to each gate, ``[n, gates·D]``.
 
     Returns:
         ``[n, S·D, S·D]``.
     """
-    _, weight_hh, _, bias_hh = _weights(rnn, layer)
+    shape = states.shape[1:]
 
     def step(state: Tensor, gates: Tensor) -> Tensor:
-        return cell_step(
-            rnn.is_lstm, gates[None], state.view(1, -1, rnn.layers.hidden_size), weight_hh, bias_hh
-        ).flatten()
+        return cell.step(gates[None], state.view(1, *shape)).flatten()
 
     jacobians: Tensor = torch.func.vmap(torch.func.jacrev(step))(states.flatten(1), gates_x)
     return jacobians
 
 
-def _weights(rnn: RNN, layer: int) -> tuple[Tensor, ...]:
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    return tuple(getattr(rnn.layers, f"{name}_l{layer}") for name in names)
-
-
-def _gate_spectra(rnn: RNN, layer: int) -> dict[str, NDArray[np.float64]]:
-    blocks = _weights(rnn, layer)[1].detach().double().split(rnn.layers.hidden_size)
+def _gate_spectra(cell: Cell) -> dict[str, NDArray[np.float64]]:
     return {
-        gate: torch.linalg.svdvals(block).numpy()
-        for gate, block in zip(_GATES[rnn.is_lstm], blocks, strict=True)
+        gate: torch.linalg.svdvals(block.detach().double()).numpy()
+        for gate, block in cell.recurrent_blocks().items()
     }
 
 
 def _num_jacobians(rnn: RNN, share: float) -> int:
     """Of so large a share of the places: some thirty of all, fewer of large layers."""
-    size = rnn.layers.hidden_size * (2 if rnn.is_lstm else 1)
+    size = rnn.h0.shape[0] * rnn.h0.shape[2]
     return max(1, round(share * min(_JACOBIANS, max(1, _JACOBIAN_VALUES // size**2))))
 
 

@@ -13,6 +13,7 @@ from samplernn.config import one_line
 from samplernn.insight.words import count, duration
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.network import SampleRNN
+from samplernn.training.scoring import OWN_GAINS
 
 
 def describe(checkpoint: Checkpoint, given: str | Path) -> str:
@@ -36,7 +37,7 @@ def describe(checkpoint: Checkpoint, given: str | Path) -> str:
         ),
         _line("data", _data(checkpoint, facts)),
         _line("trained", _trained(results, facts)),
-        _line("bits", _bits(results, facts)),
+        _line("bits", _bits(results, facts, config.data.normalise)),
         _line("weights", f"SHA-256 {checkpoint.weights_hash()[:16]}…"),
         "",
         f"samplernn generate {shlex.quote(str(given))} --duration 10 --num 4 --temperature 0.95",
@@ -55,10 +56,13 @@ def diagram(checkpoint: Checkpoint) -> str:
     sizes = [*model.frame_sizes, 1]
     for index, tier in enumerate([*network.tiers(), network.sample_level_mlp]):
         size, is_last = sizes[index], index == len(sizes) - 1
-        parameters = sum(parameter.numel() for parameter in tier.parameters())
+        parameters = sum(value.numel() for value in tier.state_dict().values())  # fixed ones too
         layers = f"{model.n_rnn} x {model.rnn.upper()} {model.dim}"
+        if index == 0 and not model.top_projection:
+            layers += ", frames unprojected"
         if is_last:
-            layers = f"MLP {model.dim}, of the last {count(sizes[index - 1], 'sample')}"
+            more = ", one linear layer more" if model.linear_mlp_layer else ""
+            layers = f"MLP {model.dim}{more}, of the last {count(sizes[index - 1], 'sample')}"
         rows.append(
             (
                 str(len(sizes) - index),
@@ -116,7 +120,7 @@ def _trained(results: dict[str, Any], facts: dict[str, Any]) -> str | None:
     return text
 
 
-def _bits(results: dict[str, Any], facts: dict[str, Any]) -> str | None:
+def _bits(results: dict[str, Any], facts: dict[str, Any], normalise: str) -> str | None:
     """Per sample, beside what the baselines need."""
     bits = results.get("validation_bits_per_sample")
     found = [] if bits is None else [f"validation {bits:.3f}"]
@@ -126,7 +130,8 @@ def _bits(results: dict[str, Any], facts: dict[str, Any]) -> str | None:
             f"test {test['bits_per_sample']:.3f} (previous sample {baselines['previous_sample']:.3f}, "
             f"unigram {baselines['unigram']:.3f}, uniform {baselines['uniform']:.3f})"
         )
-    return f"{', '.join(found)} per sample" if found else None
+    own = "" if normalise == "corpus" else f"; {OWN_GAINS}"
+    return f"{', '.join(found)} per sample{own}" if found else None
 
 
 def _milliseconds(value: float) -> str:

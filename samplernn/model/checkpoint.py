@@ -231,6 +231,7 @@ def _model_card(checkpoint: Checkpoint, folder: Path) -> str:
         "weights (SHA-256)": checkpoint.weights_hash()[:16],
         **{name.replace("_", " "): _short(value) for name, value in results.items() if value is not None},
     }
+    gain = "each file's own" if data.normalise == "clip" else f"{checkpoint.gain:.4f}"
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""# {folder.resolve().name}: a SampleRNN model
 
@@ -244,5 +245,5 @@ Raw audio, one sample at a time (Mehri et al., ICLR 2017), trained with samplern
 
 `model.safetensors` holds the weights and the code counts of the baselines, `config.yaml` every option
 of the training run and which files were held out. Bits per sample compare only at equal
-quantization, gain ({checkpoint.gain:.4f}) and split.
+quantization, gain ({gain}) and split.
 """

@@ -35,7 +35,7 @@ class State(NamedTuple):
     history: Tensor
     """The last `lookback` codes, ``[B, lookback]``, oldest first."""
     rnn: tuple[Tensor, ...]
-    """One per frame-level tier, slowest first, each ``[B, S, n_rnn, dim]`` (S: 1 for GRU, 2 for LSTM)."""
+    """One per frame-level tier, slowest first, each ``[B, S, n_rnn, dim]`` (S: 1, or 2 for LSTMs)."""
 
     def detach(self) -> State:
         """The same values, cut from the graph: the T of truncated backpropagation through time."""
@@ -156,11 +156,20 @@ class SampleRNN(nn.Module):
         return list(self.frame_level_tiers)  # type: ignore[arg-type]
 
     def folded(self) -> SampleRNN:
-        """A copy for inference, with every weight norm multiplied out; the same function."""
+        """A copy for inference; the same function with fewer products.
+
+        Every weight norm is multiplied out. A linear layer of the MLP is multiplied into what it reads: the
+        first layer and the upsampling of the fastest tier.
+        """
         model = copy.deepcopy(self).eval().requires_grad_(False)
         for module in model.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear | RNN):
                 module.fold()
+        mlp = model.sample_level_mlp
+        if mlp.linear is not None:
+            model.tiers()[-1].upsampling.follow_by(mlp.linear)
+            mlp.input.follow_by(mlp.linear)  # it has no bias: that of the linear layer counts once
+            mlp.linear = None
         return model
 
 
@@ -176,8 +185,12 @@ class FrameLevelTier(nn.Module):
     def __init__(self, config: ModelConfig, frame_size: int, ratio: int) -> None:
         super().__init__()
         self.frame_size, self.ratio = frame_size, ratio
-        self.input_projection = Linear(frame_size, config.dim, config.weight_norm)
-        self.rnn = RNN(config)
+        self.input_projection: Linear | None = None
+        if config.top_projection or frame_size < config.lookback:
+            self.input_projection = Linear(frame_size, config.dim, config.weight_norm)
+            if config.rnn == "echo-state":  # whatever enters a reservoir is fixed
+                self.input_projection.requires_grad_(False)
+        self.rnn = RNN(config, None if self.input_projection else frame_size)
         # Learned upsampling: each of the `ratio` positions has its own weights and bias.
         self.upsampling = Linear(config.dim, ratio * config.dim, config.weight_norm)
 
@@ -193,10 +206,12 @@ class FrameLevelTier(nn.Module):
         Returns:
             Hidden vectors ``[B, F, D]`` and the RNN state after the last frame.
         """
-        x = self.input_projection(frames)  # [B, F, D]
-        if upper_tier_conditioning is not None:
-            x = x + upper_tier_conditioning
-        return self.rnn(x, state)
+        return self.rnn(self.inputs(frames, upper_tier_conditioning), state)
+
+    def inputs(self, frames: Tensor, upper_tier_conditioning: Tensor | None) -> Tensor:
+        """What enters the RNN, ``[B, F, D]``; the frames themselves if they are not projected."""
+        x = frames if self.input_projection is None else self.input_projection(frames)
+        return x if upper_tier_conditioning is None else x + upper_tier_conditioning
 
     def conditioning(self, hidden: Tensor) -> Tensor:
         """Hidden vectors ``[B, F, D]`` to conditioning for the tier below, ``[B, F·ratio, D]``."""
@@ -226,6 +241,9 @@ class SampleLevelMLP(nn.Module):
             bias=False,
             fan_in=self.frame_size if is_one_hot else None,  # so many inputs are 1, the others 0
         )
+        self.linear: Linear | None = None
+        if config.linear_mlp_layer:  # that there is no ReLU before it makes the layer before it linear
+            self.linear = Linear(config.dim, config.dim, config.weight_norm)
         self.hidden = Linear(config.dim, config.dim, config.weight_norm)
         self.output = Linear(config.dim, config.q_levels, config.weight_norm, init="lecun")
 
@@ -263,7 +281,10 @@ class SampleLevelMLP(nn.Module):
 
     def logits(self, first: Tensor, conditioning: Tensor) -> Tensor:
         """The rest of the MLP, after the first layer's sums ``[B, T, D]``."""
-        x = F.relu(first + conditioning)
+        x = first + conditioning
+        if self.linear is not None:
+            x = self.linear(x)
+        x = F.relu(x)
         x = F.relu(self.hidden(x))
         return self.output(x)
 
@@ -383,3 +404,15 @@ class Linear(nn.Module):
         """Multiply the weight norm out, in place."""
         self.weight = nn.Parameter(self.effective_weight().detach(), requires_grad=False)
         self.g = None
+
+    def follow_by(self, after: Linear) -> None:
+        """Become this folded layer and then another, which reads each block of its outputs; in place.
+
+        A bias of the other is added only if this layer has one.
+        """
+        weight = after.weight.double()  # [out, out]: float32 sums would show
+        blocks = self.weight.double().unflatten(0, (-1, weight.shape[1]))  # [blocks, out, in]
+        self.weight = nn.Parameter((weight @ blocks).flatten(0, 1).to(self.weight.dtype), requires_grad=False)
+        if self.bias is not None and after.bias is not None:
+            bias = self.bias.double().unflatten(0, (-1, weight.shape[1])) @ weight.t() + after.bias.double()
+            self.bias = nn.Parameter(bias.flatten().to(self.bias.dtype), requires_grad=False)

@@ -5,7 +5,7 @@ Everything stays on the device; the host waits for it only in `Gradients.read`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,16 @@ class Gradients:
 
     Args:
         model: whose gradients.
+        clipped: which of them `judge` clips: of all parameters, or of the hidden-to-hidden matrices alone.
+            Measured and judged are all.
     """
 
-    def __init__(self, model: SampleRNN) -> None:
+    def __init__(self, model: SampleRNN, clipped: Literal["all", "recurrent"] = "all") -> None:
         tiers = [*model.tiers(), model.sample_level_mlp]
         self._parameters = [list(tier.parameters()) for tier in tiers]
+        self._recurrent: list[nn.Parameter] | None = None
+        if clipped == "recurrent":
+            self._recurrent = [p for tier in model.tiers() for p in tier.rnn.recurrent_parameters()]
         self._names = [f"grad_norm/tier{len(tiers) - index}" for index in range(len(tiers))] + ["grad_norm"]
         self._sums = torch.zeros(len(self._names) + 1)  # of the norms, and of the steps taken
         self._skips = torch.zeros(2, dtype=torch.int64)  # in all, in a row
@@ -61,19 +66,20 @@ class Gradients:
 
         Args:
             optimizer: about to take its step.
-            clip_val: largest norm of all gradients together, or largest value; None: as they are.
+            clip_val: largest norm of all clipped gradients together, or largest value; None: as they are.
             algorithm: ``norm`` (also None) or ``value``.
         """
-        tiers = [[p.grad for p in tier if p.grad is not None] for tier in self._parameters]
-        by_tier = torch.stack([nn.utils.get_total_norm(tier) for tier in tiers]).float()  # [n_tiers]
+        by_tier = torch.stack([_norm(tier) for tier in self._parameters]).float()  # [n_tiers]
         norm = torch.linalg.vector_norm(by_tier)
         self._count(by_tier, norm)
         parameters = [parameter for tier in self._parameters for parameter in tier]
+        clipped = parameters if self._recurrent is None else self._recurrent
         if clip_val is not None and algorithm == "value":
             # Lightning's own refuses a fused optimizer under mixed precision, with or without a scaler.
-            nn.utils.clip_grad_value_(parameters, clip_val)
+            nn.utils.clip_grad_value_(clipped, clip_val)
         elif clip_val is not None:
-            nn.utils.clip_grads_with_norm_(parameters, clip_val, norm)
+            theirs = norm if self._recurrent is None else _norm(self._recurrent)
+            nn.utils.clip_grads_with_norm_(clipped, clip_val, theirs)
         if optimizer.defaults["fused"]:
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         elif not norm.isfinite():
@@ -96,6 +102,11 @@ class Gradients:
         self._sums += torch.where(is_finite, found, 0)
         total, in_a_row = self._skips.unbind()
         self._skips = torch.stack([total + ~is_finite, (in_a_row + 1) * ~is_finite])
+
+
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    """Of the gradients of some parameters together."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def fused_optimizer_works(device: torch.device, precision: str) -> bool:

@@ -52,7 +52,7 @@ class TrainingModule(pl.LightningModule):
         """The same network with the moving average of its weights, if there is one."""
         if self.config.optim.ema_decay:
             self.averaged = copy.deepcopy(self.model).requires_grad_(False)
-        self.gradients = Gradients(self.model)
+        self.gradients = Gradients(self.model, self.config.trainer.gradient_clip_parameters)
         self.planned_steps_per_epoch = planned_steps_per_epoch
         self.clock = Clock()
         self.agreement = Agreement()

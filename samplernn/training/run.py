@@ -94,6 +94,7 @@ def start(
                 f"{run.path}: this run exists. Continue it with --resume, or choose another --name"
             )
         corpus = prepare(folder, chosen.data.sample_rate, chosen.data.cache_dir, progress=not quiet)
+        corpus = replace(corpus, normalise=chosen.data.normalise)
         parts = split(corpus, chosen.data.split_seed)
         device = trainer.strategy.root_device
         config, lanes = resolve(chosen, corpus, parts, device, trainer.num_devices, trainer.num_nodes)
@@ -157,7 +158,8 @@ def resume(
         corpus = prepare(audio, config.data.sample_rate, config.data.cache_dir, progress=not quiet)
         run.write_config(config)
         run.write_facts(state="running", folder=audio)
-        corpus, parts = replace(corpus, gain=facts["gain"]), Split.from_dict(facts["split"])
+        corpus = replace(corpus, gain=facts["gain"], normalise=config.data.normalise)
+        parts = Split.from_dict(facts["split"])
         counts = run.pair_counts
         if counts is None:  # it was stopped before they were written
             counts = _count_pairs(config, corpus, parts)
@@ -317,7 +319,8 @@ def _judge(prepared: Prepared) -> Outcome:
     spans = quick_check(locate(corpus, prepared.parts.test), prepared.config.data)
     test = score_spans(best, corpus, spans, "test", progress=not prepared.quiet)
     num_validated = sum(stop - start for _, start, stop in prepared.held_out)
-    validation = Score(bits, num_validated, prepared.baselines, "validation")
+    normalise = prepared.config.data.normalise
+    validation = Score(bits, num_validated, prepared.baselines, "validation", normalise)
     run.write_facts(state="finished", test=test.to_dict())
     facts = run.facts
     return Outcome(run.path, facts["step"], facts["reason"], validation, test)

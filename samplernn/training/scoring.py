@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ Spans = Sequence[tuple[AudioFile, int, int]]
 _CHUNK = 8192
 SAMPLES_PER_STEP = 1 << 16
 """Lanes times chunk of an evaluation: bounds its memory."""
+OWN_GAINS = "each file at a gain of its own (data.normalise clip): no comparison with bits at one gain"
+"""What has to be said beside such bits."""
 _PIECE = 1 << 20
 _CHECKED_SECONDS = 10
 
@@ -56,6 +58,8 @@ class Score:
     baselines: BaselineBits
     split: str
     """What was scored: a part of the training corpus, or ``all``."""
+    normalise: str = "corpus"
+    """Whether files were scored at one gain or each at its own (``clip``): bits do not compare across."""
 
     @property
     def verdict(self) -> str:
@@ -69,6 +73,7 @@ class Score:
             "num_samples": self.num_samples,
             "baselines": self.baselines.to_dict(),
             "split": self.split,
+            "normalise": self.normalise,
             "verdict": self.verdict,
         }
 
@@ -82,6 +87,8 @@ def table(*scores: Score) -> str:
             f"{one.split:>33}  {one.bits_per_sample:6.3f}  {yardsticks.previous_sample:15.3f}  "
             f"{yardsticks.unigram:7.3f}  {yardsticks.uniform:7.3f}"
         )
+    if any(one.normalise == "clip" for one in scores):
+        lines.append(OWN_GAINS)
     return "\n".join(lines)
 
 
@@ -162,13 +169,14 @@ def score_spans(
     """Score a checkpoint and its baselines on some audio.
 
     Args:
-        checkpoint: the model; its gain is used, not the corpus's.
+        checkpoint: the model; its gain is used, not the corpus's, or, if it was trained so, each file's own.
         corpus: holds the audio.
         spans: what to score.
         split: what the spans are called.
         progress: show a bar on a terminal.
     """
     config, model = checkpoint.config, checkpoint.build()
+    corpus = replace(corpus, gain=checkpoint.gain, normalise=config.data.normalise)
     codes = checkpoint.quantizer.int16_to_code(checkpoint.gain)
     lanes = evaluation_lanes(corpus, spans, model.lookback, config.data.lanes)
     hidden = not (progress and sys.stderr.isatty())
@@ -177,7 +185,7 @@ def score_spans(
         count = score(model, map(to_batch, chunks), codes)
     evaluated = pair_counts(corpus, spans, codes.numpy(), config.model.q_levels)
     baselines = baseline_bits(checkpoint.pair_counts, evaluated)
-    return Score(count.bits_per_sample, count.num_samples, baselines, split)
+    return Score(count.bits_per_sample, count.num_samples, baselines, split, corpus.normalise)
 
 
 def pair_counts(corpus: Corpus, spans: Spans, int16_to_code: NDArray[np.int64], q_levels: int) -> PairCounts:

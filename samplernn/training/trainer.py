@@ -150,3 +150,5 @@ def quiet() -> None:
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # With weight norm, cuDNN's weights are made anew in each step.
+    warnings.filterwarnings("ignore", message=".*not part of single contiguous chunk of memory.*")

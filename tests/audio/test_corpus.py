@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,22 @@ def test_one_gain_brings_the_corpus_to_minus_one_decibel(tmp_path: Path, cache: 
     assert corpus.gain == pytest.approx(10 ** (-1 / 20) / 0.25)
     assert {file.path: file.peak for file in corpus.files} == {"loud.wav": 0.25, "quiet.wav": 100 / 32768}
     assert np.abs(corpus.read(1, 0, 1000)).max() == 100  # the cache is without gain
+
+
+def test_each_file_can_reach_the_peak_of_the_loudest(tmp_path: Path, cache: Path) -> None:
+    """At the corpus's gain, which the loudest needs, all of them are then at -1 dBFS."""
+    write(tmp_path / "audio" / "quiet.wav", noise(1000, 0, peak=100))
+    write(tmp_path / "audio" / "loud.wav", noise(1000, 1, peak=8192))
+    corpus = replace(prepare(tmp_path / "audio", RATE, cache), normalise="clip")
+    quiet, loud = noise(1000, 0, peak=100), noise(1000, 1, peak=8192)
+    assert np.array_equal(corpus.read(0, 0, 1000), loud)
+    assert np.array_equal(corpus.read(1, 200, 800), np.rint(quiet[200:800] * 81.92).astype(np.int16))
+    assert [corpus.gain_of(file) * file.peak for file in corpus.files] == pytest.approx([10 ** (-1 / 20)] * 2)
+    # A model of other audio has another gain; above full scale nothing wraps around.
+    lower, over = (replace(corpus, gain=gain).read(1, 0, 1000) for gain in (7.2, 0.5))
+    assert np.abs(lower).max() * 7.2 / 32768 == pytest.approx(10 ** (-1 / 20), rel=1e-3)
+    assert (over.min(), over.max()) == (-32768, 32767)
+    assert np.array_equal(over > 0, quiet > 0)
 
 
 def test_dc_is_removed_where_it_is_audible_only(tmp_path: Path, cache: Path) -> None:

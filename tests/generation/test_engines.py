@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from samplernn.config import ModelConfig, UserError
+from samplernn.config import CELLS, ModelConfig, UserError
 from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import PREFILL_CHUNK, Engine, EngineState
+from samplernn.generation.engines.reference import grouping
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN
 
@@ -17,6 +20,19 @@ TIERS = [(4,), (8, 2), (12, 4, 2)]
 ENGINES = [("reference", "float32"), ("cpu", "float32"), ("cpu", "bfloat16"), ("cpu", "int8")]
 ON_GPU = [("cuda", "float32"), ("cuda", "bfloat16")]  # interpreted on the CPU: tests/generation/test_cuda.py
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+SERVED = tuple(rnn for rnn in CELLS if rnn != "gru-reset-before")
+"""Cells of the fused engines."""
+OPTIONS: list[dict[str, Any]] = [{}, {"skip_connections": True}]
+generic = pytest.mark.parametrize(
+    ("rnn", "options"),
+    [
+        *((rnn, options) for rnn in CELLS for options in OPTIONS),
+        ("lstm-peephole", {"recurrent_input": False}),
+        ("echo-state", {"leak": 0.5, "dim": 33}),
+        ("gru", {"dim": 21}),
+        ("leaky", {"time_constants": "fixed", "dim": 134}),
+    ],
+)
 
 
 @pytest.fixture(params=[*ENGINES, *(pytest.param(engine, marks=GPU) for engine in ON_GPU)], ids="-".join)
@@ -33,27 +49,29 @@ def exact(request: pytest.FixtureRequest) -> str:
     return name
 
 
+ORIGINAL = {"top_projection": False, "linear_mlp_layer": True, "rnn_weight_norm": True}
+"""Keys that make the network that of the Theano original."""
+
+
 def _model(
-    frame_sizes: tuple[int, ...] = (8, 2),
-    rnn: str = "gru",
-    weight_norm: bool = True,
-    embedding_dim: int = 7,
+    frame_sizes: tuple[int, ...] = (8, 2), rnn: str = "gru", weight_norm: bool = True, **options: Any
 ) -> SampleRNN:
     """All parameters random; dim 20 is no multiple of a vector register."""
     torch.manual_seed(1)
     config = ModelConfig(
         frame_sizes=frame_sizes,
         rnn=rnn,  # type: ignore[arg-type]
-        n_rnn=2,
-        dim=20,
-        embedding_dim=embedding_dim,
         q_levels=33,
         weight_norm=weight_norm,
+        **{"n_rnn": 2, "dim": 20, "embedding_dim": 7, **options},
     )
     model = SampleRNN(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+        if rnn == "rnn-relu":  # whose units would grow from step to step
+            for name, parameter in model.named_parameters():
+                parameter.mul_(0.3 if "weight_hh" in name else 1)
     return model
 
 
@@ -93,6 +111,52 @@ def test_stepping_equals_teacher_forcing_with_one_hot_codes(exact: str, weight_n
 
 
 @pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize("frame_sizes", [(4,), (12, 4)])
+@pytest.mark.parametrize("key", [*ORIGINAL, "all"])
+def test_stepping_equals_teacher_forcing_with_the_keys_of_the_original(
+    exact: str, key: str, frame_sizes: tuple[int, ...], rnn: str
+) -> None:
+    model = _model(frame_sizes, rnn, **{name: ORIGINAL[name] for name in ORIGINAL if key in (name, "all")})
+    codes = torch.randint(33, (3, 48))
+    engine = open_engine(model, exact, "float32")
+    engine.start(3)
+    stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
+    torch.testing.assert_close(stepped, _teacher_forced(model, codes), atol=2e-5, rtol=2e-5)
+
+
+def test_streams_of_a_model_like_the_original_do_not_influence_each_other(choice: tuple[str, str]) -> None:
+    engine = open_engine(_model(**ORIGINAL), *choice)
+    alone = _generate(engine, (3,), [48])
+    for count in (4, 37, 450):
+        assert torch.equal(_generate(engine, tuple(range(count)), [16, 32])[3], alone[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_narrow_weights_cost_a_model_like_the_original_no_more_than_another(dtype: str) -> None:
+    codes, worst = torch.randint(33, (8, 96)), []
+    for options in ({}, ORIGINAL):
+        model = _model((16, 4), **options)
+        engine = open_engine(model, "cpu", dtype)
+        engine.start(8)
+        worst.append((engine.score(codes) - _teacher_forced(model, codes)).abs().mean())
+    assert worst[1] < 2 * worst[0]
+
+
+def test_frames_longer_than_the_units_are_many_are_for_the_generic_engine(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = _model((24, 4), top_projection=False)
+    assert open_engine(model).name == "reference"
+    assert "frames of 24 samples with 20 units unprojected" in capsys.readouterr().err
+    with pytest.raises(UserError, match="use engine reference"):
+        open_engine(model, "cpu")
+    codes = torch.randint(33, (2, 48))
+    engine = open_engine(model, "reference")
+    engine.start(2)
+    torch.testing.assert_close(engine.score(codes), _teacher_forced(model, codes), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("rnn", ["gru", "lstm"])
 @pytest.mark.parametrize("frame_sizes", TIERS)
 def test_stepping_equals_teacher_forcing_after_single_rows_were_reset(
     exact: str, frame_sizes: tuple[int, ...], rnn: str
@@ -125,6 +189,74 @@ def test_a_stream_is_bit_for_bit_the_same_whatever_its_neighbours(choice: tuple[
         together = _generate(engine, tuple(range(count)), [48])
         assert torch.equal(together[3], alone[0])
         assert torch.equal(engine.export_state().network.rnn[0][3], state[0])
+
+
+@generic
+def test_the_generic_engine_steps_whatever_can_be_trained(rnn: str, options: dict[str, Any]) -> None:
+    model = _model((12, 4, 2), rnn, **options)
+    codes = torch.randint(33, (3, 48))
+    engine = open_engine(model)
+    if rnn not in SERVED or "skip_connections" in options:
+        assert engine.name == "reference"
+    engine = open_engine(model, "reference")
+    engine.start(3)
+    stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
+    torch.testing.assert_close(stepped, _teacher_forced(model, codes), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_rnn", [1, 2])
+@pytest.mark.parametrize(
+    ("rnn", "options"),
+    [
+        *((rnn, {}) for rnn in SERVED),
+        ("lstm-peephole", {"recurrent_input": False}),
+        ("echo-state", {"leak": 0.5}),
+    ],
+)
+def test_the_fused_engine_steps_the_cells_that_it_serves(
+    rnn: str, options: dict[str, Any], n_rnn: int
+) -> None:
+    model = _model((12, 4, 2), rnn, dim=70, n_rnn=n_rnn, **options)
+    assert open_engine(model).name == "cpu"
+    codes = torch.randint(33, (3, 48))
+    expected = _teacher_forced(model, codes)
+    engine = open_engine(model, "cpu", "float32")
+    engine.start(3)
+    stepped = torch.cat([engine.score(codes[:, :24]), engine.score(codes[:, 24:])], dim=1)
+    largest = float(expected.max())  # logits of cells without bounds are large
+    torch.testing.assert_close(stepped, expected, atol=2e-5 * max(1, largest), rtol=1e-5)
+    if rnn != "mingru":  # at random weights its units reach into the tens, which 8 bits tell badly apart
+        engine = open_engine(model, "cpu", "int8")
+        engine.start(3)
+        assert (engine.score(codes) - expected).abs().mean() < 0.02 * expected.abs().mean()
+
+
+@generic
+def test_the_generic_engine_keeps_streams_apart_in_every_bit(rnn: str, options: dict[str, Any]) -> None:
+    engine = open_engine(_model(rnn=rnn, **options), "reference")
+    alone = _generate(engine, (3,), [24])
+    states = engine.export_state().network.rnn
+    for count in (4, 21, 450):
+        together = _generate(engine, tuple(range(count)), [24])
+        assert torch.equal(together[3], alone[0])
+        after = engine.export_state().network.rnn
+        assert all(torch.equal(many[3], one[0]) for many, one in zip(after, states, strict=True))
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64, 600, 1001])
+def test_rows_are_grouped_into_whole_vectors_below_the_grain(dim: int) -> None:
+    most, unit = grouping(dim)
+    assert most % unit == 0
+    assert most == 1 or (unit * dim % 64 == 0 and 4 * most * dim <= 32768)
+
+
+@pytest.mark.parametrize("options", [{"rnn": "gru-reset-before"}, {"skip_connections": True}])
+def test_a_fused_engine_says_what_it_does_not_serve(options: dict[str, Any]) -> None:
+    model = _model(**options)
+    with pytest.raises(
+        UserError, match=r"engine cpu has no (cell gru-reset-before|skip connections): use engine ref"
+    ):
+        open_engine(model, "cpu")
 
 
 @pytest.mark.parametrize("lengths", [[8] * 6, [16, 32], [40, 8]])

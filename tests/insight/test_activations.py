@@ -14,7 +14,7 @@ from samplernn import plots
 from samplernn.audio.io import load as load_audio
 from samplernn.audio.io import to_int16
 from samplernn.cli import main
-from samplernn.config import Config, DataConfig, ModelConfig, UserError
+from samplernn.config import CELLS, Config, DataConfig, ModelConfig, UserError
 from samplernn.insight.activations import (
     FEATURES,
     Activations,
@@ -135,7 +135,7 @@ def test_phase_strength_is_the_correlation_ratio() -> None:
     )
 
 
-@pytest.mark.parametrize(("rnn", "n_rnn"), [("gru", 1), ("gru", 2), ("lstm", 2)])
+@pytest.mark.parametrize(("rnn", "n_rnn"), [("gru", 1), *((rnn, 2) for rnn in CELLS)])
 def test_hidden_units_are_those_of_the_network(rnn: str, n_rnn: int) -> None:
     torch.manual_seed(0)
     model = SampleRNN(ModelConfig(frame_sizes=(8, 2), dim=6, rnn=rnn, n_rnn=n_rnn, q_levels=16)).eval()

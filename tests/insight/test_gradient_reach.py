@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from samplernn.audio.corpus import prepare
 from samplernn.cli import main
-from samplernn.config import ModelConfig, UserError
+from samplernn.config import CELLS, ModelConfig, UserError
 from samplernn.insight.gradients import (
     TierGradients,
     _places,
@@ -28,7 +28,8 @@ from samplernn.model.cells import RNN
 from samplernn.model.checkpoint import load
 from samplernn.model.network import SampleRNN, State
 
-CELLS = pytest.mark.parametrize(("rnn", "n_rnn"), [("gru", 1), ("gru", 2), ("lstm", 1), ("lstm", 2)])
+STACKS = pytest.mark.parametrize(("rnn", "n_rnn"), [("gru", 1), ("gru", 2), ("lstm", 1), ("lstm", 2)])
+EVERY_CELL = pytest.mark.parametrize(("rnn", "n_rnn"), [(rnn, n_rnn) for rnn in CELLS for n_rnn in (1, 2)])
 SLOW, FAST = 8, 2
 
 
@@ -37,7 +38,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _network(rnn: str, n_rnn: int) -> SampleRNN:
+def _network(rnn: str, n_rnn: int, **options: Any) -> SampleRNN:
     """Every parameter random, in float64."""
     torch.manual_seed(0)
     config = ModelConfig(
@@ -47,6 +48,7 @@ def _network(rnn: str, n_rnn: int) -> SampleRNN:
         n_rnn=n_rnn,
         q_levels=16,
         embedding_dim=4,  # type: ignore[arg-type]
+        **options,
     )
     model = SampleRNN(config).double()
     for parameter in model.parameters():
@@ -59,19 +61,20 @@ def _heard(model: SampleRNN, batch: int = 2) -> State:
     return state
 
 
-@CELLS
+@EVERY_CELL
 def test_walking_step_by_step_is_what_the_layers_do(rnn: str, n_rnn: int) -> None:
     model = _network(rnn, n_rnn)
     layers = model.tiers()[0].rnn
     x = torch.randn(3, 7, 6, dtype=torch.float64)
-    state = torch.randn(3, 2 if rnn == "lstm" else 1, n_rnn, 6, dtype=torch.float64).tanh()
+    state = torch.randn(3, *layers.h0.shape, dtype=torch.float64).tanh()
     hidden, last = layers(x, state)
     walked = walk(layers, x, state)
     torch.testing.assert_close(torch.stack([step[:, 0] for step in walked.states[-1]], dim=1), hidden)
+    torch.testing.assert_close(walked.output, hidden)
     torch.testing.assert_close(torch.stack([layer[-1] for layer in walked.states], dim=2), last)
 
 
-@CELLS
+@EVERY_CELL
 def test_the_loss_is_that_of_the_network(rnn: str, n_rnn: int) -> None:
     model = _network(rnn, n_rnn)
     state, x = _heard(model), torch.randint(16, (2, 4 * SLOW))
@@ -80,13 +83,33 @@ def test_the_loss_is_that_of_the_network(rnn: str, n_rnn: int) -> None:
     torch.testing.assert_close(unroll(model, x, state).nll, expected)
 
 
+@pytest.mark.parametrize("rnn", CELLS)
+def test_skip_connections_are_walked_too(rnn: str) -> None:
+    model = _network(rnn, 2, skip_connections=True)
+    state, x = _heard(model), torch.randint(16, (2, 4 * SLOW))
+    logits, _ = model(x, state)
+    expected = nn.functional.cross_entropy(logits.transpose(1, 2), x, reduction="none")[:, -FAST:]
+    torch.testing.assert_close(unroll(model, x, state).nll, expected)
+
+
+@pytest.mark.parametrize("rnn", CELLS)
+def test_jacobians_are_those_of_the_layers_own_gradients(rnn: str) -> None:
+    layers = _network(rnn, 1).tiers()[1].rnn
+    walked = walk(layers, torch.randn(1, 2, 6, dtype=torch.float64), layers.initial_state(1))
+    before, after = walked.states[0]
+    (cell,) = layers.cells()
+    rows = [torch.autograd.grad(one, before, retain_graph=True)[0].flatten() for one in after.flatten()]
+    found = state_jacobians(cell, before.detach(), walked.gates_x[0][:, 1].detach())
+    torch.testing.assert_close(found[0], torch.stack(rows))
+
+
 def _loss(logits: Tensor, x: Tensor) -> Tensor:
     """Mean over the last frame of the fastest tier, summed over rows."""
     nll = nn.functional.cross_entropy(logits.transpose(1, 2), x, reduction="none")
     return nll[:, -FAST:].mean(dim=1).sum()
 
 
-@CELLS
+@STACKS
 def test_gradients_of_the_slow_tier_are_autograds_through_the_whole_network(rnn: str, n_rnn: int) -> None:
     """A change is added to what the slow tier's top layer gives and keeps at one step; the network itself runs on."""
     model = _network(rnn, n_rnn)
@@ -118,7 +141,7 @@ def test_gradients_of_the_slow_tier_are_autograds_through_the_whole_network(rnn:
             assert (found[:, step] >= top - 1e-12).all()
 
 
-@CELLS
+@STACKS
 def test_gradients_of_the_fast_tier_are_autograds_through_the_whole_network(rnn: str, n_rnn: int) -> None:
     """At the borders of slow frames, where the network can be stopped and its state taken out.
 
@@ -152,7 +175,7 @@ def test_jacobians_are_those_of_pytorchs_own_cells(rnn: str) -> None:
     x = torch.randn(3, 6, dtype=torch.float64)
     own = layers.layers
     gates_x = nn.functional.linear(x, own.weight_ih_l1, own.bias_ih_l1)
-    found = state_jacobians(layers, 1, states, gates_x)
+    found = state_jacobians(layers.cells()[1], states, gates_x)
     cell = (nn.LSTMCell if rnn == "lstm" else nn.GRUCell)(6, 6).double()
     cell.load_state_dict({name: getattr(own, f"{name}_l1") for name in cell.state_dict()})
 

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from samplernn.audio.io import load
-from samplernn.config import Config
+from samplernn.config import Config, from_dict, merged
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
+from samplernn.training import run
 from samplernn.training.gradients import Gradients, fused_optimizer_works, keep_fused
+from tests.conftest import TOY
 
 
 @pytest.fixture
@@ -74,6 +76,94 @@ def test_values_are_clipped_one_by_one(model: SampleRNN, codes: Iterator[Tensor]
     gradients.judge(_adam(model, fused=True), 1e-3, "value")
     assert torch.equal(_gradients(model), expected)
     assert gradients.read().norms["grad_norm"] > expected.norm().item()
+
+
+def _recurrent(model: SampleRNN) -> list[Tensor]:
+    """Gradients of the hidden-to-hidden matrices; nothing else has their shape."""
+    dim = model.config.dim
+    return [p.grad for p in model.parameters() if p.shape == (3 * dim, dim) and p.grad is not None][1::2]
+
+
+@pytest.mark.parametrize(("limit", "algorithm"), [(1e-3, "norm"), (1e6, "norm"), (1e-4, "value")])
+def test_recurrent_weights_can_be_clipped_alone(
+    model: SampleRNN, codes: Iterator[Tensor], limit: float, algorithm: str
+) -> None:
+    _backward(model, next(codes))
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}  # type: ignore[union-attr]
+    whole, theirs = _gradients(model).norm().item(), torch.cat([g.flatten() for g in _recurrent(model)])
+    gradients = Gradients(model, "recurrent")
+    gradients.judge(_adam(model, fused=True), limit, algorithm)
+    assert gradients.read().norms["grad_norm"] == pytest.approx(whole, rel=1e-5)  # of all, before clipping
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p.grad, before[name])}  # type: ignore[arg-type]
+    names = {f"frame_level_tiers.{tier}.rnn.layers.weight_hh_l0" for tier in (0, 1)}
+    assert changed == (set() if limit > 1 else names)
+    after = torch.cat([g.flatten() for g in _recurrent(model)])
+    if algorithm == "value":
+        assert torch.equal(after, theirs.clamp(-limit, limit))
+    elif limit < theirs.norm():
+        torch.testing.assert_close(after, theirs * (limit / theirs.norm()))
+        assert after.norm().item() == pytest.approx(limit, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("precision", "algorithm", "parameters"),
+    [
+        ("32-true", "value", "all"),
+        ("bf16-mixed", "value", "recurrent"),
+        ("bf16-true", "value", "all"),
+        ("16-mixed", "value", "all"),  # plain Adam; bf16 on the CPU
+        ("64-true", "norm", "recurrent"),
+    ],
+)
+def test_the_trainer_clips_what_the_keys_say_in_every_precision(
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    algorithm: str,
+    parameters: str,
+) -> None:
+    """With accumulation: what is clipped is the sum of two chunks."""
+    found: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    judge = Gradients.judge
+
+    def watched(self: Gradients, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+        every = optimizer.param_groups[0]["params"]
+        dim = TOY["model"]["dim"]
+        square = [p for p in every if p.shape == (3 * dim, dim)][1::2]  # type: ignore[operator]
+
+        def now() -> dict[str, Tensor]:
+            others = [p for p in every if not any(p is one for one in square)]
+            return {
+                name: torch.cat([p.grad.flatten().double() for p in part])
+                for name, part in (("recurrent", square), ("other", others))
+            }
+
+        before = now()
+        judge(self, optimizer, *arguments)
+        found.append((before, now()))
+
+    monkeypatch.setattr(Gradients, "judge", watched)
+    monkeypatch.chdir(tmp_path)
+    trainer = {
+        "precision": precision,
+        "gradient_clip_val": 1e-3,
+        "gradient_clip_algorithm": algorithm,
+        "gradient_clip_parameters": parameters,
+        "accumulate_grad_batches": 2,
+        "max_steps": 3,
+    }
+    run.start(clips, from_dict(Config, merged(TOY, {"trainer": trainer, "samples": {"num": 0}})), "clipped")
+    assert len(found) == 3
+    for before, after in found:
+        assert torch.equal(after["other"], before["other"]) == (parameters == "recurrent")
+        assert not torch.equal(after["recurrent"], before["recurrent"])
+        assert before["recurrent"].abs().max() > 1e-3
+        if algorithm == "value":
+            for name in ("recurrent",) if parameters == "recurrent" else ("recurrent", "other"):
+                torch.testing.assert_close(after[name], before[name].clamp(-1e-3, 1e-3), rtol=5e-3, atol=0)
+        else:
+            assert after["recurrent"].norm().item() == pytest.approx(1e-3, rel=2e-3)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -153,10 +243,11 @@ class _NoReading(TorchDispatchMode):
 def test_the_host_does_not_wait_for_the_verdict(model: SampleRNN, codes: Iterator[Tensor]) -> None:
     optimizer, gradients = _adam(model, fused=True), Gradients(model)
     _backward(model, next(codes))
-    for algorithm in ("norm", "value"):
-        with _NoReading():
-            gradients.judge(optimizer, 0.1, algorithm)
-            optimizer.step()
+    for judging in (gradients, Gradients(model, "recurrent")):
+        for algorithm in ("norm", "value"):
+            with _NoReading():
+                judging.judge(optimizer, 0.1, algorithm)
+                optimizer.step()
     with pytest.raises(AssertionError), _NoReading():
         gradients.judge(_adam(model, fused=False), 0.1)
 

@@ -45,8 +45,7 @@ def open_engine(
         return _best(model, dtype, threads)
     if dtype != "auto" and dtype not in DTYPES[engine]:
         raise UserError(f"engine {engine} has no dtype {dtype}; it has: {', '.join(DTYPES[engine])}")
-    missing = beyond_fused(model.config)
-    if missing and engine != "reference":
+    if missing := beyond(engine, model.config):
         raise UserError(f"engine {engine} has no {missing}: use engine reference, or auto")
     if engine == "cuda" and (reason := without_cuda()):
         raise UserError(f"engine cuda cannot run here: {reason}; use engine cpu, or auto")
@@ -55,10 +54,12 @@ def open_engine(
 
 def _best(model: SampleRNN, dtype: str, threads: int | None) -> Engine:
     """What `auto` stands for; says so where it is not the best that one might expect."""
-    if missing := beyond_fused(model.config):
+    if missing := beyond("cpu", model.config):
         _say(f"engine reference, the generic one: the others have no {missing}")
         return open_engine(model, "reference", dtype)
     reason = "" if dtype in ("auto", *DTYPES["cuda"]) else f"engine cuda has no dtype {dtype}"
+    if missing := beyond("cuda", model.config):
+        reason = f"engine cuda has no {missing}"
     if reason := reason or without_cuda():
         if torch.cuda.is_available():
             _say(f"engine cpu, although there is a GPU: {reason}")
@@ -106,8 +107,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def beyond_fused(config: ModelConfig) -> str:
-    """What of a model only the reference engine knows, in a few words; empty: the fused engines serve it."""
-    if config.rnn not in ("gru", "lstm"):
+def beyond(engine: str, config: ModelConfig) -> str:
+    """What of a model an engine lacks, in a few words; empty: it serves it. Engine reference lacks none."""
+    if engine == "reference":
+        return ""
+    if engine == "cuda" and config.rnn not in ("gru", "lstm"):
         return f"cell {config.rnn}"
+    if config.rnn == "gru-reset-before":  # a second product, and a wait, in the middle of a step
+        return f"cell {config.rnn}"
+    if config.skip_connections and config.n_rnn > 1:
+        return "skip connections"
+    if not config.top_projection and config.lookback > config.dim:
+        return f"tier that reads frames of {config.lookback} samples with {config.dim} units unprojected"
     return ""

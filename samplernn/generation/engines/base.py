@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samplernn.generation.sampling import Randomness, Sampling
-from samplernn.model.network import SampleRNN, State
+from samplernn.model.network import FrameLevelTier, SampleRNN, State
 
 PREFILL_CHUNK = 16384
 """Samples per prefill pass, about: bounds memory and is the same for every prompt."""
@@ -113,6 +113,19 @@ def heard(model: SampleRNN, state: EngineState, codes: Tensor) -> EngineState:
     for piece in codes.split(chunk):
         _, network = model.listen(piece[None], network)
     return EngineState(network, state.position)
+
+
+def projection(tier: FrameLevelTier, dim: int) -> tuple[Tensor, Tensor]:
+    """Weight ``[dim, frame]`` and bias of a tier's input projection, for programs that always begin with one.
+
+    Where there is none, of one that changes nothing: the frame becomes the first of the `dim` numbers, and
+    the RNN's narrow matrix reads those alone. It must not be longer.
+    """
+    if tier.input_projection is None:
+        of = tier.upsampling.weight
+        return torch.eye(dim, tier.frame_size, device=of.device), torch.zeros(dim, device=of.device)
+    assert tier.input_projection.bias is not None
+    return tier.input_projection.weight, tier.input_projection.bias
 
 
 def require_one(state: EngineState) -> None:

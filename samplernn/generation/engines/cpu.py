@@ -209,7 +209,7 @@ class CpuEngine:
         for tier, state in enumerate(network.rnn):  # [B, S, n_rnn, D]
             vectors = state[rows].detach().numpy().transpose(1, 2, 0, 3)
             streams.hidden[tier, :, 0, :, : config.dim] = vectors[0]
-            if config.rnn == "lstm":
+            if len(vectors) == 2:
                 streams.cell[tier, :, :, : config.dim] = vectors[1]
         return streams
 
@@ -218,7 +218,7 @@ class CpuEngine:
         config, rnn = self.model.config, []
         for tier in range(len(config.frame_sizes)):
             vectors = [streams.hidden[tier, :, streams.version[0, tier], :, : config.dim]]
-            if config.rnn == "lstm":
+            if self._state.network.rnn[tier].shape[1] == 2:
                 vectors.append(streams.cell[tier, :, :, : config.dim])
             rnn.append(torch.from_numpy(np.stack(vectors).transpose(2, 0, 1, 3).copy()))
         history = torch.from_numpy(streams.codes[0, :, -self.lookback :].copy())

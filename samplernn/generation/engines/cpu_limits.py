@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from samplernn.generation.engines import cpu_program
 from samplernn.generation.engines.cpu_kernels import PER_STEP, ROWS
-from samplernn.generation.engines.cpu_program import Plan, compiled
+from samplernn.generation.engines.cpu_program import GRU, Plan, compiled
 
 LEVELS = {"L2": 2**19, "L3": 2**23, "memory": 2**28}
 """Bytes per core that are read again and again to find a level's rate: well inside it, and outside of the
@@ -128,7 +128,9 @@ def multiply_rate(dtype: str, threads: int, streams: int = 6 * 8) -> float:
         frame_sizes=np.array([1]),
         q_levels=1,
         n_rnn=1,
-        is_lstm=False,
+        cell=GRU,
+        gates=3,
+        has_recurrent=True,
         blocks=1,
         q_blocks=1,
         has_int8=True,
@@ -136,6 +138,7 @@ def multiply_rate(dtype: str, threads: int, streams: int = 6 * 8) -> float:
         scales=np.ones(rows, np.float32),
         sums=np.zeros(rows, np.int32),
         biases=np.zeros(rows, np.float32),
+        coefficients=np.zeros((1, 1, 3, ROWS), np.float32),
         table=none.astype(np.float32),
         table16=none.astype(np.uint16),
     )

@@ -54,6 +54,8 @@ _bfloat16_pair, _float32_pair = (
 _sum_float32, _sum_bfloat16 = row_sum("float32"), row_sum("bfloat16")
 FEW = 4
 """See `upsample`."""
+GRU, LSTM, LEAKY, RELU, MINGRU, PEEPHOLE = range(6)
+"""Cells. A simple tanh network and an echo state network are leaky integrators, too."""
 _SPINS = 4096
 """Looks at the barrier before a thread lets others run."""
 _yield_processor = types.ExternalFunction(
@@ -68,7 +70,12 @@ class Plan(NamedTuple):
     """Samples per frame, slowest tier first, ``[tiers]``."""
     q_levels: int
     n_rnn: int
-    is_lstm: bool
+    cell: int
+    """`GRU`, `LSTM`, …"""
+    gates: int
+    """Of the cell."""
+    has_recurrent: bool
+    """The cell multiplies its hidden vector (otherwise that matrix is empty)."""
     blocks: int
     """Blocks of 64 units: `dim`, rounded up."""
     q_blocks: int
@@ -83,6 +90,9 @@ class Plan(NamedTuple):
     sums: NDArray[np.int32]
     """Sum of the int8 weights of each row: what an input's zero contributes."""
     biases: NDArray[np.float32]
+    coefficients: NDArray[np.float32]
+    """What a cell takes for each unit, ``[tiers, n_rnn, 3, units]``: `LEAKY` the share that a step renews,
+    `RELU` the upper bound, `PEEPHOLE` how much input, forget and output gate see of the cell state."""
     table: NDArray[np.float32]
     """Embedding times first layer, ``[frame, q, units]``; empty if `table16` is used."""
     table16: NDArray[np.uint16]
@@ -97,7 +107,7 @@ class Streams(NamedTuple):
     hidden: NDArray[np.float32]
     """Two versions, old and new by turns, ``[tiers, n_rnn, 2, B, U]``."""
     cell: NDArray[np.float32]
-    """Of an LSTM, ``[tiers, n_rnn, B, U]``."""
+    """Of LSTMs, ``[tiers, n_rnn, B, U]``."""
     version: NDArray[np.int64]
     """Which version of `hidden` is valid, as each thread knows, ``[threads, tiers]``."""
     conditioning: NDArray[np.float32]
@@ -230,6 +240,44 @@ def lstm(x: Any, h: Any, cell: Any, new: Any) -> None:
             value = keep + sigmoid(x[gate] + h[gate]) * fresh
             cell[unit] = value
             new[unit] = sigmoid(x[gate + 3 * ROWS] + h[gate + 3 * ROWS]) * tanh(value)
+
+
+@compiled
+def leaky(x: Any, h: Any, coefficients: Any, old: Any, new: Any) -> None:
+    """One step of some blocks of leaky integrators. As `gru`."""
+    for unit in range(old.shape[0]):
+        new[unit] = old[unit] + coefficients[0, unit] * (tanh(x[unit] + h[unit]) - old[unit])
+
+
+@compiled
+def bounded_relu(x: Any, h: Any, coefficients: Any, new: Any) -> None:
+    """One step of some blocks of rectified units. As `gru`."""
+    for unit in range(new.shape[0]):
+        new[unit] = min(max(x[unit] + h[unit], _ZERO), coefficients[0, unit])
+
+
+@compiled
+def mingru(x: Any, old: Any, new: Any) -> None:
+    """One step of some blocks (Feng et al., 2024); update, new. As `gru`."""
+    for lo in range(0, old.shape[0], ROWS):
+        for i in range(ROWS):
+            gate, unit = 2 * lo + i, lo + i
+            new[unit] = old[unit] + sigmoid(x[gate]) * (x[gate + ROWS] - old[unit])
+
+
+@compiled
+def peephole(x: Any, h: Any, coefficients: Any, cell: Any, new: Any) -> None:
+    """As `lstm`, with gates that see the cell (Gers & Schmidhuber, 2000)."""
+    for lo in range(0, cell.shape[0], ROWS):
+        for i in range(ROWS):
+            gate, unit = 4 * lo + i, lo + i
+            value = cell[unit]
+            enter = sigmoid(x[gate] + h[gate] + coefficients[0, unit] * value)
+            keep = sigmoid(x[gate + ROWS] + h[gate + ROWS] + coefficients[1, unit] * value)
+            value = keep * value + enter * tanh(x[gate + 2 * ROWS] + h[gate + 2 * ROWS])
+            cell[unit] = value
+            leave = x[gate + 3 * ROWS] + h[gate + 3 * ROWS] + coefficients[2, unit] * value
+            new[unit] = sigmoid(leave) * tanh(value)
 
 
 @compiled
@@ -529,19 +577,41 @@ def _step_layer(
     hidden, mine = streams.hidden[tier, layer, old], _slot(plan, tier, layer)
     new = streams.hidden[tier, layer, 1 - old]
     index = _matrix(plan, tier) + 1 + 2 * layer
-    gates = 4 if plan.is_lstm else 3
-    first, last = share.first * gates, share.last * gates
+    first, last = share.first * plan.gates, share.last * plan.gates
     bytes_, scales = streams.quantized[thread], streams.quantized_scales[thread]
     from_input, from_hidden = streams.from_input, streams.from_hidden
     product(plan, index, x, bytes_[slot], scales[slot], SIGNED_ZERO, from_input, 0, first, last)
-    product(plan, index + 1, hidden, bytes_[mine], scales[mine], SIGNED_ZERO, from_hidden, 0, first, last)
+    if plan.has_recurrent:  # else these sums stay zero
+        product(plan, index + 1, hidden, bytes_[mine], scales[mine], SIGNED_ZERO, from_hidden, 0, first, last)
     for stream in range(len(x)):
         gates_x = from_input[stream, first * ROWS : last * ROWS]
         gates_h = from_hidden[stream, first * ROWS : last * ROWS]
-        if plan.is_lstm:
+        if plan.cell == LSTM:
             lstm(gates_x, gates_h, streams.cell[tier, layer, stream, lo:hi], new[stream, lo:hi])
-        else:
+        elif plan.cell == GRU:
             gru(gates_x, gates_h, hidden[stream, lo:hi], new[stream, lo:hi])
+        else:
+            coefficients, cell = (
+                plan.coefficients[tier, layer, :, lo:hi],
+                streams.cell[tier, layer, stream, lo:hi],
+            )
+            before, after = hidden[stream, lo:hi], new[stream, lo:hi]
+            _step_rarer(plan.cell, gates_x, gates_h, coefficients, cell, before, after)
+
+
+@compiled
+def _step_rarer(
+    which: int, gates_x: Any, gates_h: Any, coefficients: Any, cell: Any, before: Any, after: Any
+) -> None:
+    """Cells other than GRU and LSTM: a function of its own leaves the code around those two as it was."""
+    if which == PEEPHOLE:
+        peephole(gates_x, gates_h, coefficients, cell, after)
+    elif which == LEAKY:
+        leaky(gates_x, gates_h, coefficients, before, after)
+    elif which == RELU:
+        bounded_relu(gates_x, gates_h, coefficients, after)
+    else:
+        mingru(gates_x, before, after)
 
 
 @compiled

@@ -5,14 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samplernn.generation.engines import cpu_program
+from samplernn.generation.engines.base import projection
 from samplernn.generation.engines.cpu_kernels import ALIGNMENT, PER_STEP, ROWS, STEPS
 from samplernn.generation.engines.cpu_program import BFLOAT16, FLOAT32, INT8, Plan
+from samplernn.model.cells import Cell
+from samplernn.model.cells.gated import PeepholeLSTM
+from samplernn.model.cells.recurrence import PointwiseCell
+from samplernn.model.cells.simple import MOST, EchoState, Leaky, ReluRNN, TanhRNN
+from samplernn.model.cells.torch_backed import TorchLayer
 from samplernn.model.network import SampleRNN
 
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
+CELLS = {
+    "gru": (cpu_program.GRU, 3),
+    "lstm": (cpu_program.LSTM, 4),
+    "rnn-tanh": (cpu_program.LEAKY, 1),
+    "leaky": (cpu_program.LEAKY, 1),
+    "echo-state": (cpu_program.LEAKY, 1),
+    "rnn-relu": (cpu_program.RELU, 1),
+    "mingru": (cpu_program.MINGRU, 2),
+    "lstm-peephole": (cpu_program.PEEPHOLE, 4),
+}
+"""What the program calls each cell that it serves, and how many gates it has."""
 
 
 class PackedNetwork:
@@ -20,26 +39,29 @@ class PackedNetwork:
 
     Args:
         model: with weight norm folded, float32, on the CPU.
-        dtype: of all matrices but the input projections, which are small and stay float32.
+        dtype: of all matrices but those that read frames, which are small and stay float32.
     """
 
     def __init__(self, model: SampleRNN, dtype: str) -> None:
         config = model.config
         matrices = _Matrices()
-        gates = 4 if config.rnn == "lstm" else 3
-        for tier in model.tiers():
-            matrices.add(tier.input_projection.weight, tier.input_projection.bias, 1, "float32")
-            for layer in range(config.n_rnn):
-                for side in ("ih", "hh"):
-                    weight, bias = (
-                        getattr(tier.rnn.layers, f"{n}_{side}_l{layer}") for n in ("weight", "bias")
-                    )
-                    matrices.add(weight, bias, gates, dtype)
+        kind, gates = CELLS[config.rnn]
+        self.units = round_up(config.dim, ROWS)
+        coefficients = np.zeros((len(config.frame_sizes), config.n_rnn, 3, self.units), np.float32)
+        for level, tier in enumerate(model.tiers()):
+            is_projected = tier.input_projection is not None
+            matrices.add(*projection(tier, config.dim), 1, "float32")
+            for layer, cell in enumerate(tier.rnn.cells()):
+                of_input, of_hidden = _weights(cell)
+                # Of a frame as it is, the matrix is as small as a projection, which it stands for.
+                matrices.add(*of_input, gates, dtype if is_projected or layer else "float32")
+                matrices.add(*of_hidden, gates, dtype)
+                for index, values in enumerate(_coefficients(cell)):
+                    coefficients[level, layer, index, : config.dim] = values.detach().numpy()
             matrices.add(tier.upsampling.weight, tier.upsampling.bias, tier.ratio, dtype)
         mlp = model.sample_level_mlp
         matrices.add(mlp.hidden.weight, mlp.hidden.bias, 1, dtype)
         matrices.add(mlp.output.weight, mlp.output.bias, 1, dtype)
-        self.units = round_up(config.dim, ROWS)
         self.codes = round_up(config.q_levels, ROWS)
         self._memory, entries = matrices.in_memory()
         table = _padded(mlp.table().detach().numpy(), -1, ROWS)
@@ -48,7 +70,9 @@ class PackedNetwork:
             frame_sizes=np.array(config.frame_sizes, np.int64),
             q_levels=config.q_levels,
             n_rnn=config.n_rnn,
-            is_lstm=config.rnn == "lstm",
+            cell=kind,
+            gates=gates,
+            has_recurrent=len(model.tiers()[0].rnn.cells()[0].recurrent_blocks()) > 0,
             blocks=self.units // ROWS,
             q_blocks=self.codes // ROWS,
             has_int8=dtype == "int8",
@@ -56,9 +80,33 @@ class PackedNetwork:
             scales=np.concatenate(matrices.scales),
             sums=np.concatenate(matrices.sums),
             biases=np.concatenate(matrices.biases),
+            coefficients=coefficients,
             table=(table if dtype == "float32" else none).astype(np.float32),
             table16=none.astype(np.uint16) if dtype == "float32" else to_bfloat16(table),
         )
+
+
+def _weights(cell: Cell) -> list[tuple[Tensor, Tensor]]:
+    """Input and recurrent weights, each with its bias; without recurrent ones an empty matrix."""
+    if isinstance(cell, TorchLayer):
+        weight_ih, weight_hh, bias_ih, bias_hh = cell.weights()
+        return [(weight_ih, bias_ih), (weight_hh, bias_hh)]
+    assert isinstance(cell, PointwiseCell)
+    (recurrent,) = cell.matrices() or (cell.weight_ih.new_empty(0, cell.dim),)
+    return [(cell.weight_ih, cell.bias), (recurrent, recurrent.new_zeros(len(recurrent)))]
+
+
+def _coefficients(cell: Cell) -> tuple[Tensor, ...]:
+    """`Plan.coefficients` of one layer."""
+    if isinstance(cell, TanhRNN):
+        return (torch.ones(cell.dim),)
+    if isinstance(cell, ReluRNN):
+        return (torch.full((cell.dim,), MOST),)
+    if isinstance(cell, EchoState):
+        return (torch.full((cell.dim,), cell.leak),)
+    if isinstance(cell, Leaky):
+        return (cell.share(),)
+    return cell.coefficients() if isinstance(cell, PeepholeLSTM) else ()
 
 
 class _Matrices:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from samplernn.generation.engines.base import projection
 from samplernn.generation.engines.cuda_kernels import IMPOSSIBLE
+from samplernn.model.cells.torch_backed import TorchLayer
 from samplernn.model.network import SampleRNN
 
 UNITS = 64
@@ -35,16 +39,11 @@ class Packed:
         def vectors(bias: Tensor | None, parts: int) -> Tensor:
             return _padded(_present(bias).unflatten(0, (parts, -1)), (parts, dim))
 
-        def both(layers: torch.nn.Module, name: str) -> list[Tensor]:
-            return [
-                getattr(layers, f"{name}_{side}_l{layer}")
-                for layer in range(config.n_rnn)
-                for side in ("ih", "hh")
-            ]
-
+        # Of all layers of all tiers: weight_ih, weight_hh, bias_ih, bias_hh.
+        layers = [cast(TorchLayer, cell).weights() for tier in tiers for cell in tier.rnn.cells()]
         padded_frames = [round_up(tier.frame_size, 16) for tier in tiers]
         projections = [
-            _padded(tier.input_projection.weight, (dim, frame))
+            _padded(projection(tier, config.dim)[0], (dim, frame))
             for tier, frame in zip(tiers, padded_frames, strict=True)
         ]
         self.tiers = []
@@ -56,10 +55,8 @@ class Packed:
         self.ratios = in_upsampling
         exact = {
             "projections": torch.cat([weight.flatten() for weight in projections]),
-            "projection_biases": torch.cat([vectors(tier.input_projection.bias, 1) for tier in tiers]),
-            "cell_biases": torch.stack(
-                [vectors(bias, gates) for tier in tiers for bias in both(tier.rnn.layers, "bias")]
-            ),
+            "projection_biases": torch.cat([vectors(projection(tier, config.dim)[1], 1) for tier in tiers]),
+            "cell_biases": torch.stack([vectors(bias, gates) for layer in layers for bias in layer[2:]]),
             "upsampling_biases": torch.cat([vectors(tier.upsampling.bias, tier.ratio) for tier in tiers]),
             "hidden_biases": vectors(mlp.hidden.bias, 1),
             "output_biases": F.pad(
@@ -67,9 +64,7 @@ class Packed:
             ),
         }
         rounded = {
-            "cells": torch.stack(
-                [square(weight, gates) for tier in tiers for weight in both(tier.rnn.layers, "weight")]
-            ),
+            "cells": torch.stack([square(weight, gates) for layer in layers for weight in layer[:2]]),
             "upsampling": torch.cat([square(tier.upsampling.weight, tier.ratio) for tier in tiers]),
             "table": _padded(mlp.table().detach(), (tiers[-1].frame_size, config.q_levels, dim)),
             "hidden_weights": square(mlp.hidden.weight, 1),

@@ -5,16 +5,18 @@ the sample is computed once: weight norm is folded, embedding and first layer be
 each frame's conditioning is upsampled in one product, random numbers are drawn per call.
 
 Rows do not influence each other, not even in rounding: every matrix product is a batch of
-matrix-vector products, and gate functions run in place on row slices (a contiguous pass would
-split vectors and scalar remainders at other places for another number of rows).
+matrix-vector products, and the number of rows is padded so that every pass over rows that follow each
+other in memory is a whole number of vectors (what torch does with a remainder may round otherwise).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from samplernn.generation.engines.base import EngineState, heard, require_one
 from samplernn.generation.sampling import Randomness, Sampling
@@ -22,6 +24,10 @@ from samplernn.model.network import FrameLevelTier, SampleRNN, State, gather_and
 
 _ELEMENTS_PER_GROUP = 32768
 """Rows are stepped in groups below torch's threading grain, so that no pass is split inside a row."""
+_LINE = 16
+"""Elements in a cache line."""
+_VECTOR = 64
+"""Elements that are a whole number of vectors on any processor, also where torch takes several at once."""
 
 ChooseCode = Callable[[int, Tensor], Tensor]
 """Maps (sample index within the call, logits ``[B, Q]``) to codes ``[B, 1]``."""
@@ -36,7 +42,7 @@ class ReferenceEngine:
     def __init__(self, model: SampleRNN) -> None:
         self.model = model.folded().float().cpu()
         self.lookback = model.lookback
-        self._rows_per_group = max(1, _ELEMENTS_PER_GROUP // (4 * model.config.dim))
+        self._rows_per_group, self._unit = grouping(model.config.dim)
         mlp = self.model.sample_level_mlp
         self._table = mlp.table().detach().contiguous()  # [frame, q, D]
         self.start(1)
@@ -112,9 +118,10 @@ class ReferenceEngine:
         tiers, mlp = self.model.tiers(), self.model.sample_level_mlp
         fastest = tiers[-1].frame_size
         num_rows = len(state.history)
-        past_and_new = torch.empty(num_rows, self.lookback + length, dtype=torch.int64)
-        past_and_new[:, : self.lookback] = state.history
-        rnn = [tier_state.clone() for tier_state in state.rnn]
+        idle = -num_rows % self._unit  # they hear nothing but code 0
+        past_and_new = torch.zeros(num_rows + idle, self.lookback + length, dtype=torch.int64)
+        past_and_new[:num_rows, : self.lookback] = state.history
+        rnn = [F.pad(tier_state, (0, 0, 0, 0, 0, 0, 0, idle)) for tier_state in state.rnn]
         conditioning: list[Tensor] = [torch.empty(0)] * len(tiers)  # of each tier's frame, [B, ratio, D]
         for t in range(length):
             now = self.lookback + t
@@ -125,91 +132,52 @@ class ReferenceEngine:
                         step_in_frame = t % tiers[level - 1].frame_size // tier.frame_size
                         above = conditioning[level - 1][:, step_in_frame]
                     frame = past_and_new[:, now - tier.frame_size : now]
-                    conditioning[level] = self._step_tier(tier, frame, above, rnn[level])
+                    conditioning[level], rnn[level] = self._step_tier(tier, frame, above, rnn[level])
             window = past_and_new[:, None, now - fastest : now]
             x = gather_and_add(self._table, window)[:, 0]  # [B, D]
             x = x.add_(conditioning[-1][:, t % fastest]).relu_()
             x = linear(x, mlp.hidden.weight, mlp.hidden.bias).relu_()
-            logits = linear(x, mlp.output.weight, mlp.output.bias)  # [B, Q]
-            past_and_new[:, now : now + 1] = choose(t, logits)
-        return past_and_new[:, self.lookback :], State(past_and_new[:, -self.lookback :], tuple(rnn))
+            logits = linear(x, mlp.output.weight, mlp.output.bias)[:num_rows]  # [B, Q]
+            past_and_new[:num_rows, now : now + 1] = choose(t, logits)
+        codes = past_and_new[:num_rows]
+        after = tuple(tier_state[:num_rows] for tier_state in rnn)
+        return codes[:, self.lookback :], State(codes[:, -self.lookback :], after)
 
-    def _step_tier(self, tier: FrameLevelTier, frame: Tensor, above: Tensor | None, state: Tensor) -> Tensor:
-        """One step of a frame-level tier; changes `state` ``[B, S, n_rnn, D]`` in place.
+    def _step_tier(
+        self, tier: FrameLevelTier, frame: Tensor, above: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of a frame-level tier.
 
         Returns:
-            Conditioning for the steps of the tier below, ``[B, ratio, D]``.
+            Conditioning for the steps of the tier below, ``[B, ratio, D]``, and the state after the step.
         """
         amplitude = (frame - self.model.q_zero) * (4 / self.model.config.q_levels)
-        x = linear(amplitude, tier.input_projection.weight, tier.input_projection.bias)
+        x = amplitude
+        if tier.input_projection is not None:
+            x = linear(amplitude, tier.input_projection.weight, tier.input_projection.bias)
         if above is not None:
             x = x + above
-        layers = tier.rnn.layers
-        step = lstm_step if tier.rnn.is_lstm else gru_step
-        for layer in range(layers.num_layers):
-            weights = [getattr(layers, f"{name}_l{layer}") for name in _WEIGHTS]
-            x = step(x, state[:, :, layer], *weights)
-        return linear(x, tier.upsampling.weight, tier.upsampling.bias).unflatten(1, (tier.ratio, -1))
+        x, state = tier.rnn.step(x, state, linear)
+        upsampled = linear(x, tier.upsampling.weight, tier.upsampling.bias)
+        return upsampled.unflatten(1, (tier.ratio, -1)), state
 
 
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+def grouping(dim: int) -> tuple[int, int]:
+    """How many rows are stepped together at most, and of how many that number is a multiple."""
+    most = max(1, _ELEMENTS_PER_GROUP // (4 * dim))
+    unit = _VECTOR // math.gcd(_VECTOR, dim)
+    return (most // unit * unit, unit) if unit <= most else (1, 1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias`` as one matrix-vector product per row, ``[B, in]`` to ``[B, out]``."""
-    num_rows = len(x)
+    num_rows, inputs = x.shape
+    # Each row begins on a cache line: what does not, MKL may add up in another order.
+    x = F.pad(x, (0, -inputs % _LINE))[:, :inputs] if inputs % _LINE else x.contiguous()
     matrices = weight.t().expand(num_rows, -1, -1)
     if bias is None:
         return torch.bmm(x[:, None], matrices)[:, 0]
     return torch.baddbmm(bias.expand(num_rows, 1, -1), x[:, None], matrices)[:, 0]
-
-
-def gru_step(
-    x: Tensor, state: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
-) -> Tensor:
-    """One GRU step (Cho et al., 2014, in cuDNN's variant: the reset gate after the recurrent product).
-
-    Args:
-        x: ``[B, D]``.
-        state: ``[B, 1, D]``, replaced in place by the new hidden vector.
-        weight_ih: ``[3D, D]``, gates in the order reset, update, new; the others alike.
-
-    Returns:
-        The new hidden vector ``[B, D]``.
-    """
-    hidden = state[:, 0]
-    dim = hidden.shape[1]
-    from_x = linear(x, weight_ih, bias_ih)
-    from_h = linear(hidden.contiguous(), weight_hh, bias_hh)
-    gates = from_x[:, : 2 * dim].add_(from_h[:, : 2 * dim]).sigmoid_()
-    reset, update = gates[:, :dim], gates[:, dim:]
-    new = from_x[:, 2 * dim :].addcmul_(reset, from_h[:, 2 * dim :]).tanh_()
-    hidden.copy_(torch.lerp(new, hidden, update))
-    return hidden
-
-
-def lstm_step(
-    x: Tensor, state: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
-) -> Tensor:
-    """One LSTM step (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000).
-
-    Args:
-        x: ``[B, D]``.
-        state: ``[B, 2, D]``, hidden and cell, replaced in place.
-        weight_ih: ``[4D, D]``, gates in the order input, forget, cell, output; the others alike.
-
-    Returns:
-        The new hidden vector ``[B, D]``.
-    """
-    hidden, cell = state[:, 0], state[:, 1]
-    dim = hidden.shape[1]
-    gates = linear(x, weight_ih, bias_ih).add_(linear(hidden.contiguous(), weight_hh, bias_hh))
-    open_in, keep = gates[:, :dim].sigmoid_(), gates[:, dim : 2 * dim].sigmoid_()
-    new, open_out = gates[:, 2 * dim : 3 * dim].tanh_(), gates[:, 3 * dim :].sigmoid_()
-    cell.mul_(keep).addcmul_(open_in, new)
-    # A slice of the gates takes tanh(cell), so that the function runs row by row here too.
-    hidden.copy_(new.copy_(cell).tanh_().mul_(open_out))
-    return hidden
 
 
 def _rows(state: State, rows: slice) -> State:

@@ -32,7 +32,7 @@ class PlainTraining:
         torch.manual_seed(config.seed_everything)
         self.model = SampleRNN(config.model, first_layer="convolution")
         for tier in self.model.tiers():
-            plain = _PlainRNN(config.model)
+            plain = _PlainRNN(config.model, tier.rnn.input_size)
             plain.load_state_dict(tier.rnn.state_dict())
             tier.rnn = plain
         self.model.to(device)
@@ -42,7 +42,10 @@ class PlainTraining:
             betas=config.optim.betas,
             weight_decay=config.optim.weight_decay,
         )
-        self._clip = config.trainer.gradient_clip_val
+        self._trainer = config.trainer
+        self._clipped = list(self.model.parameters())
+        if config.trainer.gradient_clip_parameters == "recurrent":
+            self._clipped = [p for tier in self.model.tiers() for p in tier.rnn.recurrent_parameters()]
         self._int16_to_code = int16_to_code.to(device)
         self._device = device
 
@@ -64,14 +67,17 @@ class PlainTraining:
         loss = (nll * batch.mask.flatten()).sum() / batch.mask.sum()
         self.optimizer.zero_grad()
         loss.backward()
-        if self._clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        limit = self._trainer.gradient_clip_val
+        if limit is not None and self._trainer.gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self._clipped, limit)
+        elif limit is not None:
+            torch.nn.utils.clip_grad_norm_(self._clipped, limit)
         self.optimizer.step()
         return state.detach()
 
 
 class _PlainRNN(RNN):
-    """`nn.GRU` or `nn.LSTM`, called."""
+    """`nn.GRU` or `nn.LSTM`, called; other cells frame by frame."""
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self._through_torch(x, state)
+        return self.plain(x, state)

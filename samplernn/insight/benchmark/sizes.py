@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from typing import Literal
 
 from samplernn.config import ModelConfig
+from samplernn.model.cells import Matrices, matrices
 
 
 def weights(config: ModelConfig) -> Iterator[tuple[int, int]]:
-    """(n, weights of the large matrices that are used every n samples), the fastest last."""
-    gates = 4 if config.rnn == "lstm" else 3
+    """(n, weights of the large matrices that are used every n samples in generation), the fastest last.
+
+    Those that read frames are not among them; a linear layer of the MLP is folded away.
+    """
     for frame, ratio in zip(config.frame_sizes, _ratios(config), strict=True):
-        yield frame, (2 * gates * config.n_rnn + ratio) * config.dim**2
+        yield frame, _recurrent(config, frame).total - _of_frames(config, frame) + ratio * config.dim**2
     yield 1, config.dim**2 + config.q_levels * config.dim
 
 
@@ -25,6 +28,8 @@ def training_multiplications(
     The backward pass multiplies each matrix twice, for the gradient of its input and for its own: that
     makes three times the forward pass. (The frames that enter a tier need no gradient; counted all the
     same, it is less than a thousandth. Nor do one-hot codes, which only the convolution form multiplies.)
+    A matrix that is not trained is multiplied once less; what enters a reservoir in the slowest tier needs
+    no gradient at all.
 
     Args:
         config: sizes of the network.
@@ -33,11 +38,31 @@ def training_multiplications(
         samples_per_step: lanes times chunk.
     """
     forward = sum(count / period for period, count in weights(config))
-    forward += len(config.frame_sizes) * config.dim  # input projections: frame x dim weights per frame
+    for frame in config.frame_sizes:  # what reads frames: a projection, or the RNN's own matrix
+        forward += (_of_frames(config, frame) or frame * config.dim) / frame
+    if config.linear_mlp_layer:
+        forward += config.dim**2
     first = config.frame_sizes[-1] * (config.embedding_dim or config.q_levels) * config.dim
     if first_layer == "table":  # one-hot codes: the weights are the table
         first *= config.q_levels if config.embedding_dim else 0
-    return 3 * (forward + (first if first_layer == "convolution" else first / samples_per_step))
+    fixed = 0.0
+    for frame in config.frame_sizes:
+        recurrent = _recurrent(config, frame)
+        fixed += (recurrent.total - recurrent.trained) / frame
+    if config.rnn == "echo-state":
+        projected = [frame for frame in config.frame_sizes if not _of_frames(config, frame)]
+        fixed += len(projected) * config.dim + config.dim**2 / config.frame_sizes[0]
+    return 3 * (forward + (first if first_layer == "convolution" else first / samples_per_step)) - fixed
+
+
+def _recurrent(config: ModelConfig, frame: int) -> Matrices:
+    """Of the tier with this frame size."""
+    return matrices(config, None if config.top_projection or frame < config.lookback else frame)
+
+
+def _of_frames(config: ModelConfig, frame: int) -> int:
+    """Recurrent layers' weights that read frames; 0 where a projection does."""
+    return 0 if config.top_projection or frame < config.lookback else _recurrent(config, frame).of_input
 
 
 def _ratios(config: ModelConfig) -> list[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.autograd.graph import Node
 
-from samplernn.config import Config, from_dict, merged
+from samplernn.config import CELLS, Config, from_dict, merged
 from samplernn.insight.benchmark.plain import PlainTraining
 from samplernn.insight.benchmark.training import looped_clips
 from samplernn.model.network import SampleRNN
@@ -24,11 +25,26 @@ def _plain(config: Config, gain: float) -> PlainTraining:
     return PlainTraining(config, Quantizer(config.model.q_levels).int16_to_code(gain), CPU)
 
 
-def test_it_learns_the_same_as_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+ORIGINAL = {"rnn_weight_norm": True, "top_projection": False, "linear_mlp_layer": True}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "model"),
+    [
+        ({}, {}),
+        ({"gradient_clip_algorithm": "value", "gradient_clip_val": 1e-3}, ORIGINAL),
+        ({"gradient_clip_parameters": "recurrent", "gradient_clip_val": 1e-2}, {}),
+    ],
+    ids=["usual", "original", "recurrent"],
+)
+def test_it_learns_the_same_as_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: dict[str, Any], model: dict[str, Any]
+) -> None:
     """Same batches, same order, state carried, gradients clipped: after some steps, the same weights."""
     alike = {
         "optim": {"warmup_steps": 0, "schedule": "constant"},
-        "trainer": {"gradient_clip_val": 0.1, "precision": "32-true"},
+        "trainer": {"gradient_clip_val": 0.1, "precision": "32-true", **trainer},
+        "model": model,
     }
     config: Config = from_dict(Config, merged(TOY, alike))
     corpus = looped_clips(config, tmp_path)
@@ -52,7 +68,7 @@ def test_it_learns_the_same_as_the_trainer(tmp_path: Path, monkeypatch: pytest.M
         assert not torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("rnn", ["gru", "lstm"])
+@pytest.mark.parametrize("rnn", CELLS)
 def test_nothing_in_it_is_there_for_speed(rnn: str, tmp_path: Path) -> None:
     """No compiling, no fused optimizer, no lower precision, and no operation but PyTorch's own."""
     config: Config = from_dict(Config, merged(TOY, {"model": {"rnn": rnn, "n_rnn": 2}}))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from samplernn.config import ModelConfig
+from samplernn.config import CELLS, ModelConfig
 from samplernn.insight.benchmark.sizes import training_multiplications
 from samplernn.model.heads import softmax_nll
 from samplernn.model.network import SampleRNN
@@ -22,6 +22,17 @@ from samplernn.model.network import SampleRNN
         ModelConfig(frame_sizes=(16, 4), dim=24, n_rnn=2, q_levels=64, embedding_dim=10),
         ModelConfig(frame_sizes=(8,), rnn="lstm", dim=16, q_levels=32, embedding_dim=5, weight_norm=False),
         ModelConfig(frame_sizes=(8,), dim=16, q_levels=32, embedding_dim=0),
+        *(ModelConfig((16, 4), rnn, 2, 24, q_levels=64, embedding_dim=10) for rnn in CELLS),
+        *(ModelConfig((8,), rnn, 3, 16, q_levels=64, skip_connections=True) for rnn in CELLS),
+        ModelConfig((8,), "lstm-peephole", 1, 16, q_levels=64, recurrent_input=False),
+        ModelConfig(
+            frame_sizes=(16, 4),
+            dim=24,
+            embedding_dim=10,
+            top_projection=False,
+            linear_mlp_layer=True,
+            rnn_weight_norm=True,
+        ),
     ],
 )
 def test_multiplications_are_those_of_a_real_step(
@@ -37,7 +48,8 @@ def test_multiplications_are_those_of_a_real_step(
     counted = counter.get_total_flops() / 2  # a multiplication and an addition each
     samples = lanes * length
     expected = samples * training_multiplications(config, first_layer, samples)
-    no_gradient_of_inputs = samples * len(config.frame_sizes) * config.dim
+    readers = len(config.frame_sizes) + (0 if config.top_projection else 2)  # a GRU has three gates
+    no_gradient_of_inputs = samples * readers * config.dim
     if config.embedding_dim == 0 and first_layer == "convolution":  # one-hot codes are an input, too
         no_gradient_of_inputs += samples * config.frame_sizes[-1] * config.q_levels * config.dim
     assert counted == expected - no_gradient_of_inputs
