@@ -259,6 +259,20 @@ def test_a_fused_engine_says_what_it_does_not_serve(options: dict[str, Any]) -> 
         open_engine(model, "cpu")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dim", [256, 320, 512, 1024])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_long_stream_on_a_gpu_is_the_same_whatever_its_neighbours(dim: int, dtype: str) -> None:
+    torch.manual_seed(0)
+    model = SampleRNN(ModelConfig((64, 16), n_rnn=2, dim=dim))
+    engine = open_engine(model, "cuda", dtype)
+    alone = _generate(engine, (3,), [8192])
+    assert len(alone.unique()) > 100
+    for count in (4, 16, 40, 300):
+        assert torch.equal(_generate(engine, tuple(range(count)), [8192])[3], alone[0])
+
+
 @pytest.mark.parametrize("lengths", [[8] * 6, [16, 32], [40, 8]])
 def test_a_stream_does_not_depend_on_the_lengths_of_the_calls(
     choice: tuple[str, str], lengths: list[int]
