@@ -55,6 +55,15 @@ class Tiles(NamedTuple):
     """Inputs that it reads at a time of each of four chains."""
     BD: int
     """Units of the first layer."""
+    STAGES: int
+    """How many inputs at a time are on their way at once, and in use."""
+    IS_PAIR: bool
+    """Two tiles of rows share the weights that are read."""
+
+    @property
+    def rows(self) -> int:
+        """Streams are padded to a multiple."""
+        return 2 * self.BM if self.IS_PAIR else self.BM
 
 
 class CudaEngine:
@@ -217,7 +226,7 @@ class _Streams:
         self._tiles = tiles(
             num, packed.dim, packed.codes, engine._blocks, engine._dtype, engine._shared_memory
         )
-        self._num_rows = rows = round_up(num, self._tiles.BM)
+        self._num_rows = rows = round_up(num, self._tiles.rows)
         self._shape = shape = (len(config.frame_sizes), config.n_rnn, rows, packed.dim)
         self._history = state.network.history
 
@@ -319,7 +328,7 @@ def launch(blocks: int, device: torch.device, **arguments: Any) -> None:
         with torch.cuda.device(device):
             # All blocks wait for each other, so all must run: the driver refuses where they cannot.
             cuda_kernels.advance[(blocks,)](
-                **arguments, num_warps=cuda_kernels.WARPS, num_stages=3, launch_cooperative_grid=True
+                **arguments, num_warps=cuda_kernels.WARPS, launch_cooperative_grid=True
             )
     finally:
         notice.cancel()
@@ -345,6 +354,7 @@ def tiles(num: int, dim: int, codes: int, blocks: int, dtype: torch.dtype, share
     kept = dim * (share(dim) + share(codes)) * dtype.itemsize  # bytes, of the MLP's weights in a block
     is_alone = num == 1 and whole == dim and (kept <= shared_memory // 2 or not shared_memory)
     few, wide = num <= 16, dtype == torch.float32
+    is_roomy = shared_memory >= 160_000 or not shared_memory
     return Tiles(
         IS_ALONE=is_alone,
         IS_MASKED=few,
@@ -354,8 +364,10 @@ def tiles(num: int, dim: int, codes: int, blocks: int, dtype: torch.dtype, share
         BN_OUT=share(codes) if is_alone else 8 if few else 16 if wide else min(32, codes),
         BU=8 if few or wide else 32,
         BK=32 if wide else min(128 if few else 64, whole),
-        BK_QUARTER=min(16 if wide else 32 if few else 64, whole // 4),
+        BK_QUARTER=min(16 if wide else 32 if few and not is_roomy else 64, whole // 4),
         BD=min(256, whole),
+        STAGES=4 if few and is_roomy else 3,
+        IS_PAIR=num >= 512 and not wide,
     )
 
 

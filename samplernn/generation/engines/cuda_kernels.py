@@ -58,7 +58,7 @@ def some(at, rows, num, IS_MASKED: tl.constexpr):
 @triton.jit
 def product(
     x, weights, row, column, num, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    IS_MASKED: tl.constexpr,
+    STAGES: tl.constexpr, IS_MASKED: tl.constexpr,
 ):  # fmt: skip
     """A tile of ``x @ weights.T``: rows from `row`, columns from `column`; float32 ``[BM, BN]``.
 
@@ -77,7 +77,7 @@ def product(
     second = tl.zeros((BM, BN), tl.float32)
     third = tl.zeros((BM, BN), tl.float32)
     fourth = tl.zeros((BM, BN), tl.float32)
-    for k in tl.range(0, quarter, BK):
+    for k in tl.range(0, quarter, BK, num_stages=STAGES):
         first = tl.dot(some(x_at + k, rows, num, IS_MASKED), tl.load(w_at + k), first, input_precision="ieee")
         part = some(x_at + (quarter + k), rows, num, IS_MASKED)
         second = tl.dot(part, tl.load(w_at + (quarter + k)), second, input_precision="ieee")
@@ -125,7 +125,7 @@ def tanh(x):
 @triton.jit
 def gru(
     x, before, weights, biases, hidden, after, row, unit, num, D: tl.constexpr, BM: tl.constexpr,
-    BU: tl.constexpr, BK: tl.constexpr, IS_MASKED: tl.constexpr,
+    BU: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, IS_MASKED: tl.constexpr,
 ):  # fmt: skip
     """A tile of a GRU layer's step, as `reference.gru_step`.
 
@@ -148,7 +148,7 @@ def gru(
     reset_h = tl.zeros((BM, BU), tl.float32)
     update_h = tl.zeros((BM, BU), tl.float32)
     new_h = tl.zeros((BM, BU), tl.float32)
-    for k in tl.range(0, D, BK):
+    for k in tl.range(0, D, BK, num_stages=STAGES):
         part = some(x + x_at + k, rows, num, IS_MASKED)
         reset_x = tl.dot(part, tl.load(w_at + k), reset_x, input_precision="ieee")
         update_x = tl.dot(part, tl.load(w_at + (gate + k)), update_x, input_precision="ieee")
@@ -171,7 +171,7 @@ def gru(
 @triton.jit
 def lstm(
     x, before, weights, biases, hidden, cell, after, row, unit, num, D: tl.constexpr, BM: tl.constexpr,
-    BU: tl.constexpr, BK: tl.constexpr, IS_MASKED: tl.constexpr,
+    BU: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, IS_MASKED: tl.constexpr,
 ):  # fmt: skip
     """A tile of an LSTM layer's step, as `reference.lstm_step`; arguments as of `gru`, with four gates.
 
@@ -190,7 +190,7 @@ def lstm(
     keep_h = tl.zeros((BM, BU), tl.float32)
     new_h = tl.zeros((BM, BU), tl.float32)
     out_h = tl.zeros((BM, BU), tl.float32)
-    for k in tl.range(0, D, BK):
+    for k in tl.range(0, D, BK, num_stages=STAGES):
         part = some(x + x_at + k, rows, num, IS_MASKED)
         in_x = tl.dot(part, tl.load(w_at + k), in_x, input_precision="ieee")
         keep_x = tl.dot(part, tl.load(w_at + (gate + k)), keep_x, input_precision="ieee")
@@ -325,6 +325,80 @@ def resident(weights, column, K: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
+def product_of_pair(
+    x, weights, row, column, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Two tiles of `product`, one below the other, to the last bit: weights that are read serve both."""
+    rows, columns, inputs = row + tl.arange(0, BM), column + tl.arange(0, BN), tl.arange(0, BK)
+    x_at = x + rows[:, None] * K + inputs[None, :]
+    w_at = weights + columns[None, :] * K + inputs[:, None]
+    first, first_below = chain_of_pair(x_at, w_at, 0, K, BM, BN, BK, STAGES)
+    second, second_below = chain_of_pair(x_at, w_at, K // 4, K, BM, BN, BK, STAGES)
+    left, left_below = first + second, first_below + second_below
+    third, third_below = chain_of_pair(x_at, w_at, K // 2, K, BM, BN, BK, STAGES)
+    fourth, fourth_below = chain_of_pair(x_at, w_at, 3 * K // 4, K, BM, BN, BK, STAGES)
+    return left + (third + fourth), left_below + (third_below + fourth_below)
+
+
+@triton.jit
+def chain_of_pair(
+    x_at, w_at, START: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """The sums over a quarter of the inputs, of two tiles."""
+    tile = tl.zeros((BM, BN), tl.float32)
+    below = tl.zeros((BM, BN), tl.float32)
+    for k in tl.range(START, START + K // 4, BK, num_stages=STAGES):
+        weight = tl.load(w_at + k)
+        tile = tl.dot(tl.load(x_at + k), weight, tile, input_precision="ieee")
+        below = tl.dot(tl.load(x_at + (BM * K + k)), weight, below, input_precision="ieee")
+    return tile, below
+
+
+@triton.jit
+def linear(
+    x, weights, biases, out, num, num_rows, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, K: tl.constexpr,
+    IS_RECTIFIED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    IS_MASKED: tl.constexpr, IS_PAIR: tl.constexpr,
+):  # fmt: skip
+    """This block's share of ``out = x @ weights.T + biases``, rectified or not.
+
+    Args:
+        x: ``[num_rows, K]``.
+        weights: ``[COLUMNS, K]``.
+        biases: float32 ``[COLUMNS]``.
+        out: ``[COLUMNS / WIDTH, num_rows, WIDTH]``.
+        num: rows that count; see `some`.
+        IS_PAIR: two tiles of rows at a time; num_rows is a multiple of both.
+    """
+    row_tiles = num_rows // (2 * BM if IS_PAIR else BM)
+    tile = tl.program_id(0)
+    while tile < row_tiles * (COLUMNS // BN):
+        row, column = tile % row_tiles * (2 * BM if IS_PAIR else BM), tile // row_tiles * BN
+        here = out + column // WIDTH * (num_rows * WIDTH) + column % WIDTH
+        bias = biases + column
+        if IS_PAIR:
+            total, below = product_of_pair(x, weights, row, column, K, BM, BN, BK, STAGES)
+            put(total, bias, here, row, WIDTH, IS_RECTIFIED)
+            put(below, bias, here, row + BM, WIDTH, IS_RECTIFIED)
+        else:
+            total = product(x, weights, row, column, num, K, BM, BN, BK, STAGES, IS_MASKED)
+            put(total, bias, here, row, WIDTH, IS_RECTIFIED)
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def put(total, biases, out, row, WIDTH: tl.constexpr, IS_RECTIFIED: tl.constexpr):
+    """Add the bias to a tile and store it; `biases` and `out` begin at its first column."""
+    rows, columns = row + tl.arange(0, total.shape[0]), tl.arange(0, total.shape[1])
+    total += tl.load(biases + columns)[None, :]
+    if IS_RECTIFIED:
+        total = tl.maximum(total, 0.0)
+    tl.store(out + rows[:, None] * WIDTH + columns[None, :], total.to(out.dtype.element_ty))
+
+
+@triton.jit
 def product_of_one(x, weights, BN: tl.constexpr):
     """What `product` gives for the only row, to the last bit: a warp for each quarter of the inputs.
 
@@ -359,7 +433,7 @@ def step_tier(
     FRAME: tl.constexpr, PADDED: tl.constexpr, RATIO: tl.constexpr, HAS_ABOVE: tl.constexpr,
     LAYERS: tl.constexpr, D: tl.constexpr, Q_LEVELS: tl.constexpr, IS_LSTM: tl.constexpr,
     BM: tl.constexpr, BN_UP: tl.constexpr, BU: tl.constexpr, BK: tl.constexpr, BK_QUARTER: tl.constexpr,
-    IS_MASKED: tl.constexpr,
+    STAGES: tl.constexpr, IS_MASKED: tl.constexpr, IS_PAIR: tl.constexpr,
 ):  # fmt: skip
     """One step of a tier: project its frame, step its layers, upsample; returns the next target.
 
@@ -391,21 +465,19 @@ def step_tier(
                 remembered = cell + layer * (num_rows * D)
                 lstm(
                     x, before, weights, biases, state, remembered, after, row, unit, num, D, BM, BU, BK,
-                    IS_MASKED,
+                    STAGES, IS_MASKED,
                 )  # fmt: skip
             else:
-                gru(x, before, weights, biases, state, after, row, unit, num, D, BM, BU, BK, IS_MASKED)
+                gru(
+                    x, before, weights, biases, state, after, row, unit, num, D, BM, BU, BK, STAGES, IS_MASKED
+                )
             tile += blocks
         target = meet(counter, target)
         x = after
-    tile = block
-    while tile < row_tiles * (RATIO * D // BN_UP):
-        row, column = tile % row_tiles * BM, tile // row_tiles * BN_UP
-        total = product(x, upsampling, row, column, num, D, BM, BN_UP, BK_QUARTER, IS_MASKED)
-        total += tl.load(upsampling_biases + column + tl.arange(0, BN_UP))[None, :]
-        rows, units = row + tl.arange(0, BM), column % D + tl.arange(0, BN_UP)
-        tl.store(conditioning + column // D * (num_rows * D) + rows[:, None] * D + units[None, :], total)
-        tile += blocks
+    linear(
+        x, upsampling, upsampling_biases, conditioning, num, num_rows, RATIO * D, D, D, False, BM, BN_UP,
+        BK_QUARTER, STAGES, IS_MASKED, IS_PAIR,
+    )  # fmt: skip
     return meet(counter, target)
 
 
@@ -424,7 +496,7 @@ def advance(
     Q_LEVELS: tl.constexpr, IS_LSTM: tl.constexpr, IS_ALONE: tl.constexpr, IS_MASKED: tl.constexpr,
     IS_GIVEN: tl.constexpr, IS_FILTERED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BN_UP: tl.constexpr, BN_OUT: tl.constexpr, BU: tl.constexpr, BK: tl.constexpr, BK_QUARTER: tl.constexpr,
-    BD: tl.constexpr,
+    BD: tl.constexpr, STAGES: tl.constexpr, IS_PAIR: tl.constexpr,
 ):  # fmt: skip
     """Advance all streams by `length` samples.
 
@@ -470,7 +542,6 @@ def advance(
     N_TIERS: tl.constexpr = len(TIERS)
     LOOKBACK: tl.constexpr = TIERS[0][0]
     FASTEST: tl.constexpr = TIERS[N_TIERS - 1][0]
-    row_tiles = num_rows // BM
     GATES: tl.constexpr = 4 if IS_LSTM else 3
     drawing = tl.arange(0, DRAWN)
     code_stride = length + LOOKBACK
@@ -503,9 +574,9 @@ def advance(
                     hidden + layers * (num_rows * D), cell + layers * (num_rows * D),
                     narrow + layers * (num_rows * D), tier_input,
                     conditioning + TIERS[tier][4] * (num_rows * D), counter, target, num, num_rows,
-                    code_stride,
-                    N_TIERS * LAYERS * num_rows * D, TIERS[tier][0], TIERS[tier][1], TIERS[tier][2], tier > 0,
-                    LAYERS, D, Q_LEVELS, IS_LSTM, BM, BN_UP, BU, BK, BK_QUARTER, IS_MASKED,
+                    code_stride, N_TIERS * LAYERS * num_rows * D, TIERS[tier][0], TIERS[tier][1],
+                    TIERS[tier][2], tier > 0, LAYERS, D, Q_LEVELS, IS_LSTM, BM, BN_UP, BU, BK, BK_QUARTER,
+                    STAGES, IS_MASKED, IS_PAIR,
                 )  # fmt: skip
         above = conditioning + (TIERS[N_TIERS - 1][4] + t % FASTEST) * (num_rows * D)
         if IS_ALONE:
@@ -551,26 +622,15 @@ def advance(
                 tl.store(first + at, x.to(first.dtype.element_ty))
                 tile += blocks
             target = meet(counter, target)
-            tile = block
-            while tile < row_tiles * (D // BN):
-                row, unit = tile % row_tiles * BM, tile // row_tiles * BN
-                total = product(first, hidden_weights, row, unit, num, D, BM, BN, BK_QUARTER, IS_MASKED)
-                units = unit + tl.arange(0, BN)
-                total = tl.maximum(total + tl.load(hidden_biases + units)[None, :], 0.0)
-                at = (row + tl.arange(0, BM))[:, None] * D + units[None, :]
-                tl.store(second + at, total.to(second.dtype.element_ty))
-                tile += blocks
+            linear(
+                first, hidden_weights, hidden_biases, second, num, num_rows, D, D, D, True, BM, BN,
+                BK_QUARTER, STAGES, IS_MASKED, IS_PAIR,
+            )  # fmt: skip
             target = meet(counter, target)
-            tile = block
-            while tile < row_tiles * (Q // BN_OUT):
-                row, column = tile % row_tiles * BM, tile // row_tiles * BN_OUT
-                total = product(
-                    second, output_weights, row, column, num, D, BM, BN_OUT, BK_QUARTER, IS_MASKED
-                )
-                columns = column + tl.arange(0, BN_OUT)
-                total += tl.load(output_biases + columns)[None, :]
-                tl.store(logits + (row + tl.arange(0, BM))[:, None] * Q + columns[None, :], total)
-                tile += blocks
+            linear(
+                second, output_weights, output_biases, logits, num, num_rows, Q, Q, D, False, BM, BN_OUT,
+                BK_QUARTER, STAGES, IS_MASKED, IS_PAIR,
+            )  # fmt: skip
             target = meet(counter, target)
             tile = block
             while tile < num_rows // DRAWN:
