@@ -208,14 +208,14 @@ def _run_block(block: int, blocks: int, arguments: dict[str, Any]) -> None:
     """In a process of its own: one block of a grid."""
     from triton.runtime import interpreter
 
-    from samplernn.generation.engines import cuda_kernels
+    from samplernn.generation.engines import cuda_program
 
     builder = interpreter.interpreter_builder
     set_dim, set_index = builder.set_grid_dim, builder.set_grid_idx
     builder.set_grid_dim = lambda *_: set_dim(blocks, 1, 1)
     builder.set_grid_idx = lambda *_: set_index(block, 0, 0)
     interpreter.GridExecutor._restore_args_dev = lambda *_: None  # tensors are shared, not copied
-    cuda_kernels.advance[(1,)](**arguments)
+    cuda_program.advance[(1,)](**arguments)
 
 
 @pytest.mark.parametrize("num", [1, 18], ids=["alone", "eighteen"])
@@ -255,7 +255,7 @@ _COMPILE = """
 import re, subprocess, sys, tempfile, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from samplernn.generation.engines import cuda, cuda_kernels
+from samplernn.generation.engines import cuda, cuda_kernels, cuda_program
 
 NARROW = "cells upsampling table hidden_weights output_weights narrow tier_input first second".split()
 OTHERS = dict(codes="*i32", positions="*i64", streams="*i64", seeds="*i64", counter="*i32", top_k="i32",
@@ -266,14 +266,14 @@ for variant in sys.argv[4:]:
     constants = dict(TIERS=((64, 64, 4, 0, 0), (16, 16, 16, 64 * dim, 4)), LAYERS=2, D=dim, Q=256, Q_LEVELS=256,
         IS_LSTM=is_lstm, IS_GIVEN=given, IS_FILTERED=filtered)
     constants |= cuda.tiles(num, dim, 256, blocks, torch.bfloat16, shared)._asdict()
-    names = cuda_kernels.advance.arg_names
+    names = cuda_program.advance.arg_names
     kinds = {name: "constexpr" if name in constants else OTHERS.get(name) or ("*bf16" if name in NARROW else "*fp32")
         for name in names}
     places = {name: (place,) for place, name in enumerate(names)}
-    source = ASTSource(cuda_kernels.advance, kinds, {places[name]: value for name, value in constants.items()},
+    source = ASTSource(cuda_program.advance, kinds, {places[name]: value for name, value in constants.items()},
         {places[name]: [["tt.divisibility", 16]] for name in names if kinds[name].startswith("*")})
     kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32),
-        options=dict(num_warps=cuda_kernels.WARPS, num_stages=3, launch_cooperative_grid=True))
+        options=dict(num_warps=cuda_kernels.WARPS, launch_cooperative_grid=True))
     instructions = set(re.findall(r"(?:wg)?mma[.]\\S+", kernel.asm["ptx"]))
     layouts = dict(re.findall(r"^(#\\w+) = (.*)$", kernel.asm["ttgir"], re.M))
     sums = re.findall(r'"tt[.](?:scan|reduce)".*?}[)] : [(]tensor<(\\w+f32), (#\\w+)>', kernel.asm["ttgir"], re.S)

@@ -1,6 +1,6 @@
 """The CUDA engine: one program on the whole GPU, that stays there for thousands of samples.
 
-`cuda_kernels` is what happens in a sample; here streams are put before it, and its tiles' shapes chosen.
+`cuda_program` is what happens in a sample; here streams are put before it, and its tiles' shapes chosen.
 Where Triton's kernels are interpreted (``TRITON_INTERPRET=1``) the same runs on the CPU, for tests.
 """
 
@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from samplernn.generation.engines import cuda_kernels
+from samplernn.generation.engines import cuda_kernels, cuda_program
 from samplernn.generation.engines.base import EngineState, heard, require_one
 from samplernn.generation.engines.cuda_weights import Packed, round_up
 from samplernn.generation.sampling import Randomness, Sampling
@@ -35,7 +35,7 @@ _TOLERANCE = 0.01
 
 
 class Tiles(NamedTuple):
-    """Shapes of `cuda_kernels.advance`. They decide about speed alone, not about a bit of the result."""
+    """Shapes of `cuda_program.advance`. They decide about speed alone, not about a bit of the result."""
 
     IS_ALONE: bool
     IS_MASKED: bool
@@ -317,9 +317,9 @@ class _Streams:
 
 
 def launch(blocks: int, device: torch.device, **arguments: Any) -> None:
-    """Run `cuda_kernels.advance`; the first time of a shape, compile it and say so if that takes a while."""
+    """Run `cuda_program.advance`; the first time of a shape, compile it and say so if that takes a while."""
     if device.type == "cpu":
-        cuda_kernels.advance[(blocks,)](**arguments)
+        cuda_program.advance[(blocks,)](**arguments)
         return
     said = "compiling the engine for this GPU: once for each kind of request, some seconds each …"
     notice = threading.Timer(2.0, lambda: print(said, file=sys.stderr, flush=True))
@@ -327,7 +327,7 @@ def launch(blocks: int, device: torch.device, **arguments: Any) -> None:
     try:
         with torch.cuda.device(device):
             # All blocks wait for each other, so all must run: the driver refuses where they cannot.
-            cuda_kernels.advance[(blocks,)](
+            cuda_program.advance[(blocks,)](
                 **arguments, num_warps=cuda_kernels.WARPS, launch_cooperative_grid=True
             )
     finally:

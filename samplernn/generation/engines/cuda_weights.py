@@ -1,4 +1,4 @@
-"""A network's weights as `cuda_kernels.advance` takes them: padded, multiplied out, in few tensors."""
+"""A network's weights as `cuda_program.advance` takes them: padded, multiplied out, in few tensors."""
 
 from __future__ import annotations
 
