@@ -49,7 +49,12 @@ def open_engine(
         raise UserError(f"engine {engine} has no {missing}: use engine reference, or auto")
     if engine == "cuda" and (reason := without_cuda()):
         raise UserError(f"engine cuda cannot run here: {reason}; use engine cpu, or auto")
-    return _opened(model, engine, DTYPES[engine][0] if dtype == "auto" else dtype, threads)
+    try:
+        return _opened(model, engine, dtype, threads)
+    except Exception as error:
+        if engine != "cuda":
+            raise
+        raise UserError(f"engine cuda fails on this GPU ({first_line(error)}); use engine cpu") from error
 
 
 def _best(model: SampleRNN, dtype: str, threads: int | None) -> Engine:
@@ -65,7 +70,7 @@ def _best(model: SampleRNN, dtype: str, threads: int | None) -> Engine:
             _say(f"engine cpu, although there is a GPU: {reason}")
     else:
         try:
-            return open_engine(model, "cuda", dtype)
+            return _opened(model, "cuda", dtype, threads)
         except Exception as error:  # whatever drivers, compilers and GPUs may come up with
             _say(f"engine cpu, although there is a GPU: engine cuda fails on it ({first_line(error)})")
     return open_engine(model, "cpu", dtype, threads)
@@ -73,15 +78,13 @@ def _best(model: SampleRNN, dtype: str, threads: int | None) -> Engine:
 
 def _opened(model: SampleRNN, engine: str, dtype: str, threads: int | None) -> Engine:
     """The engine; Numba and Triton take a moment to import, and only who asks for them waits for them."""
+    dtype = DTYPES[engine][0] if dtype == "auto" else dtype
     if engine == "reference":
         return ReferenceEngine(model)
     if engine == "cuda":
         from samplernn.generation.engines.cuda import CudaEngine
 
-        try:
-            return CudaEngine(model, dtype)
-        except Exception as error:  # whatever drivers, compilers and GPUs may come up with
-            raise UserError(f"engine cuda fails on this GPU ({first_line(error)}); use engine cpu") from error
+        return CudaEngine(model, dtype)
     from samplernn.generation.engines.cpu import CpuEngine
 
     return CpuEngine(model, dtype, threads)
