@@ -1,4 +1,4 @@
-"""Every figure of docs/benchmarks.md that needs a GPU, in one go: about two minutes, and the training run.
+"""Every figure of docs/benchmarks.md that needs a GPU, in one go: some minutes, and the training run.
 
     python scripts/measure_gpu.py FOLDER --minutes 8 --out gpu
 
