@@ -1,17 +1,48 @@
 # `make demo` and `make test` set up everything that they need in .venv; nothing else is touched.
-PYTHON ?= python3
-VENV := .venv
+# Python 3.10 to 3.14: the first of these that is there and fits.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
+# Another environment, from other requirements, beside the first:
+#   make test VENV=.venv-other REQUIREMENTS='torch==2.14.1 torchaudio==2.11.1 .[dev]'
+VENV ?= .venv
+REQUIREMENTS ?= --requirement requirements.txt
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-faults test-gpu test-notebook test-browser lint format clean
+.PHONY: demo test test-slow test-faults test-gpu test-notebook test-browser test-newest test-lowest try lock lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/samplernn demo
 
+# Two processes at a time: each test counts on one thread.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Do the ranges in pyproject.toml still hold with the newest releases, and with the oldest? Tests and ten steps of the demo, in
+# environments of their own. docs/versions.md records the results.
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) try VENV=.venv-newest REQUIREMENTS='--upgrade .[dev]'
+
+test-lowest: $(VENV)/.uv
+	rm -rf .venv-lowest
+	$(BIN)/uv pip compile --quiet --no-header --extra dev --resolution lowest-direct pyproject.toml --output-file $(VENV)/lowest.txt
+	$(MAKE) try VENV=.venv-lowest REQUIREMENTS='--requirement $(VENV)/lowest.txt'
+
+try: $(INSTALLED)
+	$(BIN)/python -m pip freeze --exclude-editable
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/samplernn demo --steps 10 --out $(VENV)/demo-output
+
+# Exact versions for every system and Python, from the ranges in pyproject.toml.
+lock: $(VENV)/.uv
+	printf '# Exact versions of all that `make demo`, `make test` and CI install. `make lock` writes this file from pyproject.toml.\n' > requirements.txt
+	$(BIN)/uv pip compile --upgrade --quiet --universal --python-version 3.10 --extra dev --no-header --no-annotate pyproject.toml >> requirements.txt
+
+$(VENV)/.uv: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
 
 # Long tests.
 test-slow: $(INSTALLED)
@@ -46,13 +77,15 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The install takes about two minutes, most of it torch; it is done again when pyproject.toml changes.
-$(INSTALLED): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "samplernn needs Python 3.10 or newer; try make PYTHON=python3.12")'
+# About two minutes, most of it torch; done again when the versions change.
+$(INSTALLED): pyproject.toml requirements.txt
+	@test -n "$(PYTHON)" || { echo "samplernn needs Python 3.10 to 3.14; try make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15) and "samplernn needs Python 3.10 to 3.14; try make PYTHON=python3.12")'
 	@echo "installing into $(VENV): about two minutes, most of it torch"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(REQUIREMENTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

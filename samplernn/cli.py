@@ -508,18 +508,19 @@ def benchmark(argv: list[str]) -> int:
 
 
 def demo(argv: list[str]) -> int:
-    """Train on the embedded clips for two minutes and generate."""
+    """Train on the embedded clips for three minutes at most, and generate."""
     parser = Parser(prog="samplernn demo", description=demo.__doc__)
     parser.add_argument(
         "--out", default="demo-output", help="folder for the new audio (default: demo-output)"
     )
+    parser.add_argument("--steps", type=int, help="of training (default: those of the preset demo)")
     options = parser.parse_args(argv)
 
     from samplernn.insight.demo import demo as run_demo
     from samplernn.training.callbacks import Interrupted
 
     try:
-        run_demo(options.out)
+        run_demo(options.out, steps=options.steps)
     except Interrupted as interrupted:
         _say(f"\nstopped by {interrupted}")
         return 128 + interrupted.signal_number

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
+
+from samplernn.config import UserError, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 _MELS = 96
+_LOWEST_HZ = 30.0
 _FLOOR_DB = -80.0
 _SMALLEST = 1e-8
 _BINS = 900
@@ -67,6 +73,42 @@ _MOST_COLUMNS = 800
 _ROUND_HERTZ = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000)
 
 
+@contextlib.contextmanager
+def _loading(library: str) -> Iterator[None]:
+    """Around the import of a library that draws. Raises UserError if it does not load."""
+    try:
+        yield
+    except (ImportError, OSError) as error:
+        raise UserError(
+            one_line(
+                f"no pictures: {library} cannot be loaded ({error}); pip install --force-reinstall {library}"
+            )
+        ) from error
+
+
+def _figure(width: float, height: float, **layout: Any) -> Figure:
+    """An empty figure in inches; `layout`: of matplotlib's ConstrainedLayoutEngine. Raises UserError."""
+    with _loading("matplotlib"):
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(**layout))
+
+
+def _canvas(figure: Figure) -> FigureCanvasAgg:
+    """What draws a figure without a display. Raises UserError."""
+    with _loading("matplotlib"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    return FigureCanvasAgg(figure)
+
+
+def _colours(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Colours of a colour map, uint8 ``[..., 3]``; values as matplotlib takes them. Raises UserError."""
+    with _loading("matplotlib"):
+        from matplotlib import colormaps
+    colours: NDArray[np.uint8] = colormaps[name](values, bytes=True)
+    return colours[..., :3].copy()
+
+
 def mel_spectrogram(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.float32]:
     """Mel power spectrogram in dB relative to full scale, at least -80.
 
@@ -77,16 +119,55 @@ def mel_spectrogram(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.fl
     Returns:
         ``[96, frames]``, lowest band first, one frame every 10 ms.
     """
-    from torchaudio.transforms import MelSpectrogram
-
     window = 2 ** round(np.log2(sample_rate * 0.064))
     audio = np.pad(audio, (0, max(0, window - len(audio))))
-    transform = MelSpectrogram(
-        sample_rate, n_fft=window, hop_length=max(1, sample_rate // 100), n_mels=_MELS, f_min=30.0
-    )
+    transform = _mel_transform()(sample_rate, window, max(1, sample_rate // 100))
     # A full-scale sine in a Hann window: a peak of (window/4)², spread over 1.5 bins, is 0 dB.
     power = transform(torch.from_numpy(audio.astype(np.float32) / 32768)) / (1.5 * (window / 4) ** 2)
     return (10 * power.clamp(min=10 ** (_FLOOR_DB / 10)).log10()).numpy()
+
+
+MelTransform = Callable[[int, int, int], Callable[[Tensor], Tensor]]
+"""From sample rate (Hz), window and hop (samples) to what makes mel power ``[96, frames]`` of ``[T]``."""
+
+
+@functools.cache
+def _mel_transform() -> MelTransform:
+    """torchaudio's, or our own where torchaudio does not load beside the torch that is installed."""
+    try:
+        from torchaudio.transforms import MelSpectrogram
+    except Exception as error:  # libraries that do not fit fail in many ways
+        said = f"torchaudio cannot be loaded ({error}); spectrograms are drawn without it"
+        print(one_line(said), file=sys.stderr, flush=True)
+        return own_mel_transform
+    return lambda sample_rate, window, hop: MelSpectrogram(
+        sample_rate, n_fft=window, hop_length=hop, n_mels=_MELS, f_min=_LOWEST_HZ
+    )
+
+
+def own_mel_transform(sample_rate: int, window: int, hop: int) -> Callable[[Tensor], Tensor]:
+    """Mel power on `torch.stft`: triangles, evenly spaced in mel = 2595 log10(1 + Hz/700), each with peak 1.
+
+    Args:
+        sample_rate: Hz.
+        window: samples of the Hann window.
+        hop: samples between frames; the first is centred at the first sample, the ends are mirrored.
+
+    Returns:
+        A function from float ``[T]`` to power ``[96, frames]``.
+    """
+    lowest, highest = (2595 * np.log10(1 + hertz / 700) for hertz in (_LOWEST_HZ, sample_rate / 2))
+    corners = 700 * (10 ** (np.linspace(lowest, highest, _MELS + 2) / 2595) - 1)  # [bands + 2], Hz
+    hertz = np.linspace(0, sample_rate // 2, window // 2 + 1)  # [bins]
+    left, peak, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
+    triangles = np.minimum((hertz - left) / (peak - left), (right - hertz) / (right - peak))
+    bands = torch.from_numpy(triangles.clip(min=0).astype(np.float32))  # [bands, bins]
+
+    def transform(x: Tensor) -> Tensor:
+        spectrum = torch.stft(x, window, hop, window=torch.hann_window(window), return_complex=True)
+        return bands @ spectrum.abs().square()  # [bands, frames]
+
+    return transform
 
 
 def spectrograms(clips: Mapping[str, NDArray[np.int16]], sample_rate: int) -> Figure:
@@ -96,7 +177,7 @@ def spectrograms(clips: Mapping[str, NDArray[np.int16]], sample_rate: int) -> Fi
         clips: title and int16 ``[T]`` of each.
         sample_rate: Hz.
     """
-    figure = Figure(figsize=(9, 0.4 + 1.7 * len(clips)), layout="constrained")
+    figure = _figure(9, 0.4 + 1.7 * len(clips))
     axes = figure.subplots(len(clips), squeeze=False, sharex=True)[:, 0]
     longest = max(len(audio) for audio in clips.values()) / sample_rate
     for axis, (title, audio) in zip(axes, clips.items(), strict=True):
@@ -131,10 +212,8 @@ def mel_image(audio: NDArray[np.int16], sample_rate: int) -> NDArray[np.uint8]:
     Returns:
         uint8 ``[192, frames, 3]``.
     """
-    from matplotlib import colormaps
-
     levels = 1 - mel_spectrogram(audio, sample_rate)[::-1] / _FLOOR_DB
-    return colormaps["magma"](np.repeat(levels, 2, axis=0), bytes=True)[..., :3].copy()
+    return _colours("magma", np.repeat(levels, 2, axis=0))
 
 
 def code_histograms(corpus: NDArray[np.int64], found: Mapping[str, NDArray[np.int64]]) -> Figure:
@@ -144,7 +223,7 @@ def code_histograms(corpus: NDArray[np.int64], found: Mapping[str, NDArray[np.in
         corpus: counts ``[Q]``.
         found: title and counts ``[Q]`` of each.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = _figure(9, 4)
     axis = figure.subplots()
     smallest = 0.3 / max(1, *(int(counts.sum()) for counts in (corpus, *found.values())))
     shares = {title: counts / max(1, counts.sum()) for title, counts in found.items()}
@@ -179,7 +258,7 @@ def long_term_spectra(
         corpus: dB per band, ``[bands]``.
         found: title and dB per band of each.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = _figure(9, 4)
     axis = figure.subplots()
     floor = min(float(levels.min()) for levels in (corpus, *found.values())) - 3
     axis.stairs(corpus, edges, baseline=floor, fill=True, color="0.75", label="corpus (held-out recording)")
@@ -205,7 +284,7 @@ def curves(series: Mapping[str, Mapping[int, float]], ylabel: str = "bits per sa
         series: title and, for every step, the value of each.
         ylabel: what the values are.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = _figure(9, 4)
     axis = figure.subplots()
     for number, (title, points) in enumerate(series.items()):
         steps, is_thin = sorted(points), number % 2 == 1
@@ -238,9 +317,7 @@ def strips(
     for heading, group in groups.items():
         rows += [heading, *group]
     heights = [0.7, 1.3, *(0.22 if isinstance(row, str) else 0.62 for row in rows)]
-    figure = Figure(
-        figsize=(11, 0.7 + 1.08 * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.04, hspace=0.0)
-    )
+    figure = _figure(11, 0.7 + 1.08 * sum(heights), h_pad=0.04, hspace=0.0)
     axes = figure.subplots(len(heights), sharex=True, gridspec_kw={"height_ratios": heights})
     end = start + len(audio) / sample_rate
     axes[0].set_title(_plain(title), loc="left", fontsize=8)
@@ -317,7 +394,7 @@ def decays(
         marks: titles of vertical lines and where they stand, in ms.
         spectra: singular values of several matrices, drawn as a row of dots each.
     """
-    figure = Figure(figsize=(11, max(4.2, 1.2 + 0.3 * len(spectra))), layout="constrained")
+    figure = _figure(11, max(4.2, 1.2 + 0.3 * len(spectra)))
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     for number, curve in enumerate(curves):
         low, median, high = curve.quartiles
@@ -364,11 +441,11 @@ def ablation(title: str, variants: Sequence[Variant], previous_sample: float) ->
         variants: from top to bottom.
         previous_sample: bits of the baseline, a line; where it is too far away on the left, an arrow.
     """
-    figure = Figure(figsize=(11, max(4.2, 1.4 + 0.32 * len(variants))), layout="constrained")
+    figure = _figure(11, max(4.2, 1.4 + 0.32 * len(variants)))
     figure.suptitle(_plain(title), x=0.01, ha="left", fontsize=10)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
     for number, variant in enumerate(variants):
-        colour = colormaps["tab20"](number % 20)
+        colour = _colours("tab20", np.array(number % 20)) / 255
         spread = None if np.isnan(variant.spread) else variant.spread
         left.errorbar(variant.bits, number, xerr=spread, fmt="o", color=colour, capsize=3, markersize=5)
         left.annotate(
@@ -432,8 +509,10 @@ def spectrogram_png(audio: NDArray[np.int16], sample_rate: int) -> bytes:
     group = -(-levels.shape[1] // _MOST_COLUMNS)
     columns = levels.shape[1] // group * group
     levels = levels[:, :columns].reshape(_MELS, -1, group).max(axis=2)
+    with _loading("pillow"):
+        from PIL import Image
     picture = Image.fromarray(np.rint(255 * (levels / -_FLOOR_DB + 1)).clip(0, 255).astype(np.uint8))
-    picture.putpalette(np.rint(255 * colormaps["magma"](np.arange(256))[:, :3]).astype(np.uint8).tobytes())
+    picture.putpalette(_colours("magma", np.arange(256)).tobytes())
     stored = io.BytesIO()
     picture.save(stored, "PNG", optimize=True)
     return stored.getvalue()
@@ -449,19 +528,19 @@ def frequency_marks(sample_rate: int) -> list[tuple[float, str]]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure to a PNG file."""
-    FigureCanvasAgg(figure).print_png(str(path))
+    _canvas(figure).print_png(str(path))
 
 
 def save_pixels(picture: NDArray[np.uint8], path: Path) -> None:
     """Write an image, uint8 ``[height, width, 3]``, to a PNG file."""
-    from PIL import Image  # which matplotlib needs, too
-
+    with _loading("pillow"):
+        from PIL import Image
     Image.fromarray(picture).save(path, format="PNG")
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
     """A figure as an image, uint8 ``[height, width, 3]``."""
-    canvas = FigureCanvasAgg(figure)
+    canvas = _canvas(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

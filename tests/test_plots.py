@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from samplernn import plots
+from samplernn.config import UserError
 
 
 def _tone(hertz: float, level_db: float = 0.0, rate: int = 16000) -> np.ndarray:
@@ -145,3 +150,53 @@ def test_long_term_spectra_are_drawn_at_their_frequencies() -> None:
     assert corpus.values.tolist() == [-30, -50]
     assert corpus.edges.tolist() == edges.tolist()
     assert axis.get_xlim() == (100, 1600)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 44100])
+def test_our_mel_spectrogram_is_torchaudios(sample_rate: int) -> None:
+    """Noise with a tone in it, within 1e-3 dB in every band and frame."""
+    transforms = pytest.importorskip("torchaudio.transforms", exc_type=Exception)
+    x = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, sample_rate).astype(np.float32))
+    x += 0.3 * torch.sin(2 * torch.pi * 440 / sample_rate * torch.arange(sample_rate))
+    window, hop = 2 ** round(np.log2(sample_rate * 0.064)), sample_rate // 100
+    theirs = transforms.MelSpectrogram(sample_rate, n_fft=window, hop_length=hop, n_mels=96, f_min=30.0)(x)
+    ours = plots.own_mel_transform(sample_rate, window, hop)(x)
+    heard = theirs > 0  # a band narrower than a bin has no power in either
+    assert torch.equal(heard, ours > 0)
+    assert (10 * (ours[heard] / theirs[heard]).log10()).abs().max() < 1e-3
+
+
+def test_a_torchaudio_that_does_not_load_costs_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine where its library lacks a symbol of the torch beside it (OSError)."""
+    expected = plots.mel_spectrogram(_tone(1000), 16000)
+    monkeypatch.setattr(builtins, "__import__", _without("torchaudio"))
+    plots._mel_transform.cache_clear()
+    try:
+        pictures = [plots.mel_spectrogram(_tone(1000), 16000) for _ in range(2)]
+    finally:
+        plots._mel_transform.cache_clear()
+    assert np.abs(pictures[1] - expected).max() < 1e-3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "torchaudio cannot be loaded (Could not load this library)" in said
+
+
+def test_a_matplotlib_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtins, "__import__", _without("matplotlib"))
+    with pytest.raises(UserError, match="no pictures: matplotlib cannot be loaded") as failure:
+        plots.spectrograms({"a": _tone(1000)}, 16000)
+    assert "pip install --force-reinstall matplotlib" in str(failure.value)
+
+
+def _without(library: str) -> Callable[..., Any]:
+    """An import that fails for one library, as a broken installation does."""
+    load = builtins.__import__
+
+    def broken(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] == library:
+            raise OSError("Could not load this library")
+        return load(name, *args, **kwargs)
+
+    return broken

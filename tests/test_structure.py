@@ -18,7 +18,8 @@ PACKAGE = Path(samplernn.__file__).parent
 # What stands further down may import what stands further up; rooms of one line do not know each other.
 ROOMS = [
     {"__init__"},
-    {"config", "plots"},
+    {"config"},
+    {"plots"},
     {"audio", "model"},
     {"generation"},
     {"training"},

@@ -12,11 +12,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -26,6 +25,9 @@ from samplernn.config import UserError
 from samplernn.insight import features
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.network import SampleRNN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FEATURES = ("loudness", "onset", "pitch", "phase")
 RUN_UP_SECONDS = 2.0

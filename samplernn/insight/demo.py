@@ -1,7 +1,8 @@
-"""`samplernn demo`: the whole path, from the embedded clips to new audio, in about two minutes."""
+"""`samplernn demo`: the whole path, from the embedded clips to new audio, in one to three minutes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from samplernn import plots
 from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.audio.io import load as load_audio
 from samplernn.audio.io import to_int16
-from samplernn.config import Config, from_dict, presets
+from samplernn.config import Config, UserError, from_dict, presets
 from samplernn.generation.envelopes import envelopes
 from samplernn.generation.files import output_paths, write_files
 from samplernn.generation.playback import Generator
@@ -31,18 +32,21 @@ def clips() -> Path:
     return Path(str(resources.files("samplernn"))) / "clips"
 
 
-def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score:
+def demo(out: str | Path = "demo-output", config: Config | None = None, steps: int | None = None) -> Score:
     """Train on the embedded clips, judge on held-out clips, generate, draw, report.
 
     Args:
         out: new audio, a picture and a report go here.
         config: default: the preset `demo`.
+        steps: to train; default: those of the configuration.
 
     Returns:
         The score on the test split.
     """
     out = Path(out)
     config = config or from_dict(Config, yaml.safe_load(presets()["demo"].read_text("utf-8")))
+    if steps is not None:
+        config = replace(config, trainer=replace(config.trainer, max_steps=steps))
     outcome = run.start(clips(), config, free_name(Path("demo")))
     checkpoint = load(outcome.folder)
     run.say(f"generating {NUM} x {DURATION:.0f} s …")
@@ -56,7 +60,10 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score
     paths = output_paths(out, NUM, overwrite=True)
     seconds = write_files(generator, request, paths).seconds
     picture = out / "spectrograms.png"
-    _draw(checkpoint.split, config, paths, picture)
+    try:
+        _draw(checkpoint.split, config, paths, picture)
+    except UserError as error:
+        run.say(str(error))
     page = report(outcome.folder, out / "report.html")
     rate = NUM * num_samples / seconds
     print(
@@ -64,9 +71,9 @@ def demo(out: str | Path = "demo-output", config: Config | None = None) -> Score
         f"generated {NUM} x {DURATION:.0f} s at {rate:,.0f} samples/s "
         f"({rate / NUM / generator.sample_rate:.2f}x real time each):\n"
         + "".join(f"  {path}\n" for path in paths)
-        + f"picture:\n  {picture}\n"
-        f"report, to see and hear how it learned (any browser, no network):\n  {page}\n\n"
-        f"a minute teaches it timbre, not yet form. Next:\n"
+        + (f"picture:\n  {picture}\n" if picture.exists() else "")
+        + f"report, to see and hear how it learned (any browser, no network):\n  {page}\n\n"
+        f"so little training teaches it timbre, not yet form. Next:\n"
         f"  samplernn generate {outcome.folder} --duration 30 --temperature 0.9\n"
         f"  samplernn audition {outcome.folder}\n"
         f"  samplernn train YOUR_FOLDER\n"

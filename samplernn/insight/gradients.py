@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +24,9 @@ from samplernn.insight import words
 from samplernn.model.cells import RNN, Cell
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.network import SampleRNN, State
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RUN_UP_SECONDS = 1.0
 """What is heard before a stretch, without gradients."""

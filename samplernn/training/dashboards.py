@@ -283,7 +283,10 @@ def dashboards(
     """
     found: list[TensorBoard | Wandb] = []
     if config.logger in ("tensorboard", "both"):
-        found.append(TensorBoard(run, baselines, step))
+        try:
+            found.append(TensorBoard(run, baselines, step))
+        except ImportError as error:
+            _say(f"tensorboard cannot be loaded, training goes on without it: {_one_line(error)}")
     if config.logger in ("wandb", "both") and is_first():
         try:
             is_new = _run_id(run) is None

@@ -74,6 +74,8 @@ class ProgressDisplay(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=f"step {trainer.global_step}: validating …")
+        elif trainer.is_global_zero:
+            self._console.print(f"step {trainer.global_step:>7}  validating …")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)

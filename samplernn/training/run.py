@@ -250,6 +250,10 @@ def _explained(run: RunFolder) -> Iterator[None]:
     except BrokenPipeError:  # of whoever reads what the command says
         raise
     except OSError as error:
+        if (
+            error.errno is None
+        ):  # no answer of the operating system: a library that does not load, and the like
+            raise
         raise UserError(
             f"{error.filename or run.path}: {error.strerror or error}; what was saved is whole. Once mended, "
             f"continue with: samplernn train --resume --name {run.path.name}"
@@ -343,7 +347,15 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
     checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics(baselines, about)
     stopping = Stopping(checkpoints.save_last)
     boards = dashboards(config, run.path, baselines, step, quiet)
-    samples = Samples(run.path / "samples", config, module.facts, data.recording(), data.prompts(), boards)
+    samples = Samples(
+        run.path / "samples",
+        config,
+        module.facts,
+        data.recording(),
+        data.prompts(),
+        boards,
+        say=(lambda message: None) if quiet else say,
+    )
     # Stopping comes before Samples, which makes its last ones whole.
     callbacks: list[pl.Callback] = [metrics, stopping, samples, checkpoints]
     if config.trainer.enable_progress_bar and not quiet:

@@ -17,21 +17,21 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from samplernn import plots
 from samplernn.audio.sinks import FileSink
 from samplernn.audio.spectrum import level_db, long_term_spectrum, mel_edges, spectral_distance
-from samplernn.config import Config
+from samplernn.config import Config, UserError
 from samplernn.generation.envelopes import envelopes
 from samplernn.generation.guards import HOP_SECONDS, traps_in
 from samplernn.generation.playback import BLOCK_SECONDS, Generator
@@ -41,6 +41,9 @@ from samplernn.model.checkpoint import Checkpoint
 from samplernn.training.dashboards import Cell, Dashboard
 from samplernn.training.data import HeldOut
 from samplernn.training.module import TrainingModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAMPLING_SHARE = 0.1
 """Largest share of a run's time that samples may take."""
@@ -90,6 +93,7 @@ class Samples(pl.Callback):
         recording: held-out audio, int16 ``[T]``: the samples' spectra are measured against it.
         prompts: held-out audio to be continued.
         dashboards: where it is shown.
+        say: told what takes long.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Samples(pl.Callback):
         recording: NDArray[np.int16],
         prompts: Sequence[HeldOut],
         dashboards: Sequence[Dashboard],
+        say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.folder, self.config, self.facts, self.dashboards = folder, config.samples, facts, dashboards
         self.recording, self.prompts = recording, prompts
@@ -112,6 +117,8 @@ class Samples(pl.Callback):
         self._target = long_term_spectrum(recording, self.sample_rate)
         self._spent = self._fixed_seconds = self._streaming_seconds = 0.0
         self._seconds_per_sample: float | None = None
+        self._cannot_draw = False
+        self._say = say
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What does not change is written and shown once."""
@@ -140,6 +147,9 @@ class Samples(pl.Callback):
         block = min(num_samples, round(BLOCK_SECONDS * self.sample_rate))
         if not trainer.should_stop:
             if self._seconds_per_sample is None:  # the first time, try how long a block takes;
+                self._say(
+                    "generating the first samples; on a new machine the engine is compiled for it now …"
+                )
                 self._generate(pl_module, block)  # compiles the engine, once on a machine: not our time
                 self._timed(lambda: self._generate(pl_module, block), block)
             num_samples = min(num_samples, self._affordable(pl_module.clock.seconds))
@@ -197,8 +207,27 @@ class Samples(pl.Callback):
             about = {"step": step, "validation_bits_per_sample": bits, **self._about(stream)}
             self._write_audio(name, samples)
             self._write_json(name, {**about, **self._measured(generator, samples)})
+        try:
+            self._draw(generator, audio, step, f"after {step} steps, {bits:.3f} bits: ")
+        except (
+            UserError
+        ) as error:  # a library that draws does not load: audio and bits are there all the same
+            if not self._cannot_draw:
+                print(error, file=sys.stderr, flush=True)
+            self._cannot_draw = True
+        cells = [
+            Cell(stream.title, stream.temperature, self.config.seed, stream.number, stream.prompt, samples)
+            for stream, samples in zip(self.streams, audio, strict=True)
+        ]
+        for dashboard in self.dashboards:
+            for stream, samples in zip(self.streams, audio, strict=True):
+                dashboard.show_audio(stream.shown_as, samples, self.sample_rate, step)
+            dashboard.show_grid("samples/grid", cells, self.sample_rate, step)
+
+    def _draw(self, generator: Generator, audio: NDArray[np.int16], step: int, when: str) -> None:
+        """Write and show the pictures of all streams, ``[streams, T]``. Raises UserError."""
         pictures = {
-            "spectrograms": ("", self._spectrograms(audio, f"after {step} steps, {bits:.3f} bits: ")),
+            "spectrograms": ("", self._spectrograms(audio, when)),
             "codes": ("-codes", self._codes(generator, audio)),
             "spectrum": ("-spectrum", self._spectra(audio)),
         }
@@ -208,14 +237,6 @@ class Samples(pl.Callback):
                 plots.save_pixels(picture, partial)
             for dashboard in self.dashboards:
                 dashboard.show_picture(f"samples/{shown_as}", picture, step)
-        cells = [
-            Cell(stream.title, stream.temperature, self.config.seed, stream.number, stream.prompt, samples)
-            for stream, samples in zip(self.streams, audio, strict=True)
-        ]
-        for dashboard in self.dashboards:
-            for stream, samples in zip(self.streams, audio, strict=True):
-                dashboard.show_audio(stream.shown_as, samples, self.sample_rate, step)
-            dashboard.show_grid("samples/grid", cells, self.sample_rate, step)
 
     def _about(self, stream: Stream) -> dict[str, Any]:
         return {

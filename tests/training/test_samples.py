@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +247,24 @@ def test_samples_are_shortened_and_skipped_to_keep_to_their_share(
         pytest.approx((10 - 2.1 - 2) * 4000, abs=2),
         pytest.approx((100 - 10 - 2) * 4000, abs=9),
     ]
+
+
+def test_libraries_that_only_draw_or_log_may_be_broken(tmp_path: Path, clips: Path) -> None:
+    """A run in a process in which they do not load: one line for each, audio and bits all the same."""
+    program = f"""
+import sys
+for name in ("matplotlib", "torchaudio", "tensorboard", "torch.utils.tensorboard"):
+    sys.modules[name] = None  # an import then raises ImportError
+from samplernn.config import Config, from_dict
+from samplernn.training import run
+outcome = run.start({str(clips)!r}, from_dict(Config, {merged(TOY, {"trainer": {"max_steps": 4}})!r}), "toy")
+print(outcome.validation.bits_per_sample)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 6
+    assert done.stderr.count("no pictures: matplotlib cannot be loaded") == 1
+    assert done.stderr.count("tensorboard cannot be loaded, training goes on without it") == 1
+    assert list((tmp_path / "runs/toy/samples").glob("step-*.wav"))
+    assert not list((tmp_path / "runs/toy/samples").glob("step-*.png"))
+    assert not list((tmp_path / "runs/toy").glob("events*"))

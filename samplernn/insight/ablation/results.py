@@ -10,9 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from samplernn import plots
 from samplernn.config import UserError
@@ -20,6 +18,9 @@ from samplernn.insight import runs
 from samplernn.insight.ablation.tables import Row, Table, shown
 from samplernn.insight.words import count
 from samplernn.model.baselines import BaselineBits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
