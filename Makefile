@@ -37,8 +37,9 @@ try: $(INSTALLED)
 
 # Exact versions for every system and Python, from the ranges in pyproject.toml.
 lock: $(VENV)/.uv
-	printf '# Exact versions of all that `make demo`, `make test` and CI install. `make lock` writes this file from pyproject.toml.\n' > requirements.txt
-	$(BIN)/uv pip compile --upgrade --quiet --universal --python-version 3.10 --extra dev --no-header --no-annotate pyproject.toml >> requirements.txt
+	printf '# Exact versions of all that `make demo`, `make test` and CI install. `make lock` writes this file from pyproject.toml.\n' > $(VENV)/lock.txt
+	$(BIN)/uv pip compile --upgrade --quiet --universal --python-version 3.10 --extra dev --no-header --no-annotate pyproject.toml >> $(VENV)/lock.txt
+	mv $(VENV)/lock.txt requirements.txt
 
 $(VENV)/.uv: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

@@ -445,7 +445,7 @@ def ablation(title: str, variants: Sequence[Variant], previous_sample: float) ->
     figure.suptitle(_plain(title), x=0.01, ha="left", fontsize=10)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
     for number, variant in enumerate(variants):
-        colour = _colours("tab20", np.array(number % 20)) / 255
+        colour = _colours("tab20", np.array([number % 20]))[0] / 255
         spread = None if np.isnan(variant.spread) else variant.spread
         left.errorbar(variant.bits, number, xerr=spread, fmt="o", color=colour, capsize=3, markersize=5)
         left.annotate(

@@ -265,7 +265,7 @@ class _BareStream(_Stream):
     """The samples of a WAV whose header is not to be read."""
 
     def __init__(self, path: Path, bare: riff.BareSamples) -> None:
-        self._source = riff.Behind(path, bare.start)
+        self._source = riff.Part(path, bare.start, bare.stop)
         super().__init__(
             self._source,
             samplerate=bare.sample_rate,

@@ -11,7 +11,10 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _SUBTYPES = {
     (1, 8): "PCM_U8",
@@ -41,6 +44,8 @@ class BareSamples(NamedTuple):
     """As soundfile calls it."""
     start: int
     """Bytes before the first sample."""
+    stop: int
+    """Bytes up to the end of the last."""
     problem: str
     """What is wrong with the header."""
 
@@ -85,13 +90,13 @@ def misread(path: Path) -> BareSamples | None:
             position += 8 + length + length % 2
         else:
             return None
-        start = position + 8
-        fault = fault or _unpromised(stream, form, start, length, size)
-    if not fault:
+        start, unpromised = position + 8, _unpromised(stream, form, position + 8, length, size)
+    if not (fault or unpromised):
         return None
     if form is None or form.subtype is None:
         raise ValueError(fault)
-    return BareSamples(form.sample_rate, form.channels, form.subtype, start, fault)
+    stop = size if unpromised else min(start + length, size)
+    return BareSamples(form.sample_rate, form.channels, form.subtype, start, stop, fault or unpromised)
 
 
 def _chunk(stream: io.BufferedReader, position: int) -> tuple[bytes, int] | None:
@@ -142,23 +147,43 @@ def _unpromised(stream: io.BufferedReader, form: Format | None, start: int, leng
     return f"holds {held:.1f} s, but its header promises {promised:.1f} s"
 
 
-class Behind(io.FileIO):
-    """A file without its first bytes.
+class Part(io.RawIOBase):
+    """A stretch of a file, to be read as a file of its own.
 
     Args:
         path: the file.
-        start: bytes that are left out.
+        start: bytes before the stretch.
+        stop: bytes up to its end.
     """
 
-    def __init__(self, path: Path, start: int) -> None:
-        super().__init__(path, "rb")
-        self._start = start
-        self.seek(0)
+    def __init__(self, path: Path, start: int, stop: int) -> None:
+        super().__init__()
+        self._file = path.open("rb", buffering=0)
+        self._start, self._size, self._position = start, stop - start, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of any file, but counted from `start`."""
-        return super().seek(offset + self._start if whence == io.SEEK_SET else offset, whence) - self._start
+        """As of any file, counted from the start of the stretch."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
 
-    def tell(self) -> int:
-        """As of any file, but counted from `start`."""
-        return super().tell() - self._start
+    def readinto(self, buffer: Buffer) -> int:
+        """As of any file."""
+        target = memoryview(buffer).cast("B")
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(target[: max(0, self._size - self._position)]) or 0
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        """As of any file."""
+        self._file.close()
+        super().close()

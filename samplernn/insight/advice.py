@@ -44,7 +44,8 @@ def advise(
         plan: of the run, None if it cannot be.
         cost: of the run.
     """
-    found = list(_about_formats(problems))
+    used = {file.path for file in corpus.files}
+    found = list(_about_formats([problem for problem in problems if problem.path not in used]))
     if corpus.files:
         found += _about_rates(corpus)
         found += _about_sound(corpus, config)
@@ -63,6 +64,7 @@ def silence_share(corpus: Corpus) -> float:
 
 
 def _about_formats(problems: Sequence[Problem]) -> Iterator[str]:
+    """From the problems of files that are left out."""
     paths = [PurePosixPath(problem.path) for problem in problems]
     foreign = [path for path in paths if path.suffix.lower() in UNSUPPORTED]
     if not foreign:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import io
 import re
 import shlex
+import sys
 import wave
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,8 +222,10 @@ def clip(
         mark = f'<i class="mark" style="left:{100 * sound.mark / seconds:.2f}%"></i>'
     try:
         picture = base64.b64encode(plots.spectrogram_png(audio, sound.sample_rate)).decode()
-    except UserError:  # said elsewhere; the audio can be heard without it
-        picture = ""
+        image = f'<img alt="mel spectrogram: {_plain(title)}" src="data:image/png;base64,{picture}">'
+    except UserError as error:  # the audio can be heard without it
+        _say_once(str(error))
+        image = ""
     hertz = "".join(
         f'<i class="hertz" style="bottom:{100 * height:.1f}%">{label}</i>'
         for height, label in plots.frequency_marks(sound.sample_rate)
@@ -229,10 +233,14 @@ def clip(
     encoded = base64.b64encode(_wav(audio, sound.sample_rate)).decode()
     return Html(
         f'<figure class="clip"><figcaption><b>{html(title)}</b> <span>{more}</span> {join(badges, " ")}'
-        f'</figcaption><div class="view"><img alt="mel spectrogram: {_plain(title)}" '
-        f'src="data:image/png;base64,{picture}">{hertz}{mark}<i class="head"></i></div>'
+        f'</figcaption><div class="view">{image}{hertz}{mark}<i class="head"></i></div>'
         f'<audio controls preload="metadata" src="data:audio/wav;base64,{encoded}"></audio>{below}</figure>'
     )
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 class Room:

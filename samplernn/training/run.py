@@ -250,9 +250,7 @@ def _explained(run: RunFolder) -> Iterator[None]:
     except BrokenPipeError:  # of whoever reads what the command says
         raise
     except OSError as error:
-        if (
-            error.errno is None
-        ):  # no answer of the operating system: a library that does not load, and the like
+        if error.errno is None:  # not from the operating system: a library that does not load
             raise
         raise UserError(
             f"{error.filename or run.path}: {error.strerror or error}; what was saved is whole. Once mended, "
@@ -347,15 +345,7 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
     checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics(baselines, about)
     stopping = Stopping(checkpoints.save_last)
     boards = dashboards(config, run.path, baselines, step, quiet)
-    samples = Samples(
-        run.path / "samples",
-        config,
-        module.facts,
-        data.recording(),
-        data.prompts(),
-        boards,
-        say=(lambda message: None) if quiet else say,
-    )
+    samples = Samples(run.path / "samples", config, module.facts, data.recording(), data.prompts(), boards)
     # Stopping comes before Samples, which makes its last ones whole.
     callbacks: list[pl.Callback] = [metrics, stopping, samples, checkpoints]
     if config.trainer.enable_progress_bar and not quiet:

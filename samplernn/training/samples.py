@@ -93,7 +93,6 @@ class Samples(pl.Callback):
         recording: held-out audio, int16 ``[T]``: the samples' spectra are measured against it.
         prompts: held-out audio to be continued.
         dashboards: where it is shown.
-        say: told what takes long.
     """
 
     def __init__(
@@ -104,7 +103,6 @@ class Samples(pl.Callback):
         recording: NDArray[np.int16],
         prompts: Sequence[HeldOut],
         dashboards: Sequence[Dashboard],
-        say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.folder, self.config, self.facts, self.dashboards = folder, config.samples, facts, dashboards
         self.recording, self.prompts = recording, prompts
@@ -118,7 +116,6 @@ class Samples(pl.Callback):
         self._spent = self._fixed_seconds = self._streaming_seconds = 0.0
         self._seconds_per_sample: float | None = None
         self._cannot_draw = False
-        self._say = say
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What does not change is written and shown once."""
@@ -147,9 +144,6 @@ class Samples(pl.Callback):
         block = min(num_samples, round(BLOCK_SECONDS * self.sample_rate))
         if not trainer.should_stop:
             if self._seconds_per_sample is None:  # the first time, try how long a block takes;
-                self._say(
-                    "generating the first samples; on a new machine the engine is compiled for it now …"
-                )
                 self._generate(pl_module, block)  # compiles the engine, once on a machine: not our time
                 self._timed(lambda: self._generate(pl_module, block), block)
             num_samples = min(num_samples, self._affordable(pl_module.clock.seconds))
@@ -209,9 +203,7 @@ class Samples(pl.Callback):
             self._write_json(name, {**about, **self._measured(generator, samples)})
         try:
             self._draw(generator, audio, step, f"after {step} steps, {bits:.3f} bits: ")
-        except (
-            UserError
-        ) as error:  # a library that draws does not load: audio and bits are there all the same
+        except UserError as error:  # a library that draws does not load; audio is there all the same
             if not self._cannot_draw:
                 print(error, file=sys.stderr, flush=True)
             self._cannot_draw = True

@@ -77,6 +77,18 @@ def test_a_peak_chunk_of_another_length_is_passed_over(tmp_path: Path) -> None:
     assert problems == ["has a PEAK chunk of 16 bytes"]
 
 
+def test_what_follows_the_samples_of_a_misread_wav_is_no_sound(tmp_path: Path) -> None:
+    wav = _wav(
+        tmp_path / "a.wav",
+        _chunk(b"LIST", b"INFO" + b"ISFT" + struct.pack("<i", -12) + b"lavf"),
+        _chunk(b"data", _samples(1).tobytes()),
+        _chunk(b"LIST", b"INFO" + _chunk(b"ISFT", b"editor" * 100)),
+    )
+    audio, problems = _decoded(wav)
+    assert np.array_equal(audio, _samples(1))
+    assert problems == ["has a malformed LIST chunk"]
+
+
 def test_a_misread_wav_of_a_format_of_its_own_is_refused_in_one_line(tmp_path: Path) -> None:
     broken = _chunk(b"LIST", b"INFO" + b"ISFT" + struct.pack("<i", -12))
     wav = _wav(tmp_path / "a.wav", broken, _chunk(b"data", bytes(1000)), tag=0x11, bits=4)

@@ -142,6 +142,13 @@ def test_formats_to_convert(healthy: Path) -> None:
     assert 'for f in *.m4a; do ffmpeg -i "$f" "${f%.*}.flac"; done' in said
 
 
+def test_a_used_file_under_another_suffix_is_not_to_be_converted(healthy: Path) -> None:
+    (healthy / "0.wav").rename(healthy / "0.m4a")
+    corpus = inspect(healthy, RATE)
+    assert [problem.problem for problem in corpus.problems] == ["holds WAV audio, but is named .m4a"]
+    assert advice(healthy) == []
+
+
 def test_more_memory_and_time_than_there_is(healthy: Path) -> None:
     config = replace(SMALL, model=replace(SMALL.model, dim=1024))
     memory, time = advice(healthy, config, Cost("cpu", 50_000_000, 9_000_000_000, 8_000_000_000, 300.0))

@@ -105,3 +105,16 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         page.save("x", tmp_path / "file" / "page.html")
     assert page.save("x", tmp_path / "new" / "page.html").read_text() == "x"
+
+
+def test_without_a_library_that_draws_the_audio_can_be_heard(
+    speech: NDArray[np.int16], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> bytes:
+        raise UserError("no pictures: matplotlib cannot be loaded (here)")
+
+    monkeypatch.setattr(page.plots, "spectrogram_png", fail)
+    clips = [page.clip(page.Sound(speech, RATE), "x") for _ in range(2)]
+    assert [len(sounds(clip)) for clip in clips] == [1, 1]
+    assert not any("<img" in clip for clip in clips)
+    assert capsys.readouterr().err == "no pictures: matplotlib cannot be loaded (here)\n"
