@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+DECODE_TIMEOUT = 20.0
+"""Default of `data.decode_timeout` in seconds."""
+
 
 class UserError(ValueError):
     """A mistake of the user's that one line can explain: what, where, what to do.
@@ -181,6 +184,9 @@ class DataConfig:
     """Decides which files are held out for validation and test."""
     cache_dir: str | None = None
     """Folder for decoded audio. Default: the user's cache folder; never the audio folder."""
+    decode_timeout: float = DECODE_TIMEOUT
+    """Seconds that a file of up to 4 MiB may take to decode, larger ones in proportion. A file that takes
+    longer, because the decoder hangs, is left out and named."""
     normalise: Literal["corpus", "clip"] = "corpus"
     """One gain for the whole corpus, or one per file, so that each reaches the peak of the loudest. `clip` is
     for comparison with work that does so: such bits do not compare with those at one gain, and what is
@@ -203,6 +209,10 @@ class DataConfig:
         _require(
             self.validation_duration > 0,
             f"data.validation_duration must be above 0 s, got {self.validation_duration}",
+        )
+        _require(
+            0 < self.decode_timeout < math.inf,
+            f"data.decode_timeout must be above 0 s, got {self.decode_timeout}",
         )
 
     @property

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import samplernn
+from samplernn.audio import corpus
 from samplernn.config import Config, from_dict
 
 CLIPS = Path(samplernn.__file__).parent / "clips"
@@ -62,6 +63,14 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def decoding_here() -> Iterator[None]:
+    """Tests decode in their own process, where they can replace its parts; commands and test_decoding.py do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "default_workers", lambda: 0)
+        yield
 
 
 @pytest.fixture(scope="session")

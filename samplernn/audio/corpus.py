@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +27,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from samplernn.audio import shards
+from samplernn.audio.decoding import Task, make_shards
 from samplernn.audio.files import AudioFile, Problem, Source
 from samplernn.audio.io import SUFFIXES, remedy_for
 from samplernn.audio.scan import Found, find, scan, states
 from samplernn.audio.shards import Shard
-from samplernn.config import UserError, one_line
+from samplernn.config import DECODE_TIMEOUT, UserError, one_line
 
 __all__ = [
     "AudioFile",
@@ -133,6 +133,7 @@ def prepare(
     cache_dir: str | Path | None = None,
     progress: bool = True,
     workers: int | None = None,
+    decode_timeout: float = DECODE_TIMEOUT,
 ) -> Corpus:
     """Decodes a folder of audio into the cache, or finds it there.
 
@@ -141,7 +142,8 @@ def prepare(
         sample_rate: Hz.
         cache_dir: folder of all cached corpora; default: the user's cache folder.
         progress: show a progress bar if standard error is a terminal.
-        workers: threads; default: one per core.
+        workers: processes that decode; default: one per core; 0: this process decodes.
+        decode_timeout: seconds that a file of up to 4 MiB may take to decode; larger ones in proportion.
 
     Raises:
         UserError: no such folder, no usable audio in it, or the cache cannot be written.
@@ -155,7 +157,7 @@ def prepare(
     shard_dir = corpus_dir / "shards"
     try:
         shard_dir.mkdir(parents=True, exist_ok=True)
-        built = _shards(root, sources, sample_rate, shard_dir, progress, workers, store=True)
+        built = _shards(root, sources, sample_rate, shard_dir, progress, workers, decode_timeout, store=True)
         corpus = _assemble(root, sample_rate, shard_dir, built.values(), found, unreadable)
         _require_audio(corpus)
         with contextlib.suppress(OSError):  # for people only: a complete cache may lie where nobody can write
@@ -185,6 +187,7 @@ def inspect(
     cache_dir: str | Path | None = None,
     progress: bool = True,
     workers: int | None = None,
+    decode_timeout: float = DECODE_TIMEOUT,
 ) -> Corpus:
     """What `prepare` would return, found out without writing anything anywhere.
 
@@ -196,7 +199,8 @@ def inspect(
         sample_rate: Hz.
         cache_dir: as for `prepare`.
         progress: show a progress bar if standard error is a terminal.
-        workers: threads; default: one per core.
+        workers: processes that decode; default: one per core; 0: this process decodes.
+        decode_timeout: seconds that a file of up to 4 MiB may take to decode; larger ones in proportion.
 
     Raises:
         UserError: no such folder, or the cache would lie in it.
@@ -205,7 +209,7 @@ def inspect(
     found = find(root)
     sources, unreadable = states(root, found.paths)
     shard_dir = _corpus_dir(root, sample_rate, cache_dir) / "shards"
-    measured = _shards(root, sources, sample_rate, shard_dir, progress, workers, store=False)
+    measured = _shards(root, sources, sample_rate, shard_dir, progress, workers, decode_timeout, store=False)
     return _assemble(root, sample_rate, shard_dir, measured.values(), found, unreadable)
 
 
@@ -229,48 +233,44 @@ def _shards(
     shard_dir: Path,
     progress: bool,
     workers: int | None,
+    timeout: float,
     store: bool,
 ) -> dict[str, Shard]:
     """All shards by key, in the order of their files; those that are missing are built, or only measured."""
-    make = shards.build_shard if store else shards.measure_shard
     groups = {shards.shard_key(group, sample_rate): group for group in shards.group(sources)}
-    found = _load(shard_dir, list(groups), workers, store)
+    found = _load(shard_dir, list(groups), store, timeout)
     missing = [key for key, shard in found.items() if shard is None]
     total = sum(source.size for key in missing for source in groups[key])
-    stop = threading.Event()
     with _progress_bar(total, progress and bool(missing)) as advance:
-        pool = ThreadPoolExecutor(workers or _cores())
-        try:
-            tasks = {
-                key: pool.submit(make, folder, groups[key], sample_rate, shard_dir, key, advance, stop)
-                for key in missing
-            }
-            built = {key: task.result() for key, task in tasks.items()}
-        finally:  # after an error, or Ctrl-C
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+        tasks = [Task(folder, groups[key], sample_rate, shard_dir, key, store) for key in missing]
+        built = make_shards(tasks, default_workers() if workers is None else workers, timeout, advance)
     if missing:
         shards.open_samples.cache_clear()  # this process may have read what was damaged
     return {key: shard or built[key] for key, shard in found.items()}
 
 
-def _load(shard_dir: Path, keys: Sequence[str], workers: int | None, store: bool) -> dict[str, Shard | None]:
+def _load(shard_dir: Path, keys: Sequence[str], store: bool, timeout: float) -> dict[str, Shard | None]:
     """The shards that are in the cache, by key; says on standard error if some will be built again."""
     damaged: list[str] = []
 
     def load(key: str) -> Shard | None:
         try:
-            return shards.load_shard(shard_dir, key, note=store)
+            return shards.load_shard(shard_dir, key, store, timeout)
         except shards.Damaged:
             damaged.append(key)
             return None
 
-    with ThreadPoolExecutor(workers or _cores()) as pool:  # in parallel, should all have to be checked
+    with ThreadPoolExecutor(_cores()) as pool:  # in parallel, should all have to be checked
         found = dict(zip(keys, pool.map(load, keys), strict=True))
     if damaged and store:
         problem = f"{len(damaged)} of {len(keys)} parts of the cache are damaged and built again"
         print(one_line(f"{shard_dir.parent}: {problem}"), file=sys.stderr, flush=True)
     return found
+
+
+def default_workers() -> int:
+    """Processes that decode where nobody says how many."""
+    return _cores()
 
 
 def _cores() -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,10 +83,6 @@ class Problem:
         return one_line(f"{self.path}: {self.problem}; {self.remedy}")
 
 
-class Cancelled(Exception):
-    """The build was told to stop."""
-
-
 class _Tally:
     """What is known about a file's samples once they have all passed by."""
 
@@ -118,20 +113,20 @@ class _Tally:
 
 
 def decode_into(
-    stream: BinaryIO, folder: Path, source: Source, sample_rate: int, shard: str, stop: threading.Event | None
+    stream: BinaryIO, folder: Path, source: Source, sample_rate: int, shard: str
 ) -> tuple[AudioFile | None, list[AudioError]]:
     """Appends one file's samples to a shard; returns its entry, None if it cannot be used, and why."""
     return _unless_changed(
-        folder / source.path, source, lambda: _decode(stream, folder, source, sample_rate, shard, stop)
+        folder / source.path, source, lambda: _decode(stream, folder, source, sample_rate, shard)
     )
 
 
 def measure(
-    folder: Path, source: Source, sample_rate: int, shard: str, offset: int, stop: threading.Event | None
+    folder: Path, source: Source, sample_rate: int, shard: str, offset: int
 ) -> tuple[AudioFile | None, list[AudioError]]:
     """What `decode_into` would return, without keeping any samples."""
     return _unless_changed(
-        folder / source.path, source, lambda: _measure(folder, source, sample_rate, shard, offset, stop)
+        folder / source.path, source, lambda: _measure(folder, source, sample_rate, shard, offset)
     )
 
 
@@ -144,6 +139,9 @@ def _unless_changed(
         file, errors = read()
     except AudioError as error:
         file, errors = None, [error]
+    except MemoryError:
+        file = None
+        errors = [AudioError(path, "takes too much memory to decode", "convert it, or remove it")]
     # What was read of a file that changed meanwhile may be part old and part new, or half a file.
     if change := _change(path, source):
         return None, [change]
@@ -165,13 +163,13 @@ def _change(path: Path, source: Source) -> AudioError | None:
 
 
 def _decode(
-    stream: BinaryIO, folder: Path, source: Source, sample_rate: int, shard: str, stop: threading.Event | None
+    stream: BinaryIO, folder: Path, source: Source, sample_rate: int, shard: str
 ) -> tuple[AudioFile, list[AudioError]]:
     """Appends one file's samples to a shard; returns its entry and what is wrong with it all the same."""
     offset = stream.tell() // 2
     decoder = Decoder(folder / source.path, sample_rate)
     tally = raw = _Tally(sample_rate)
-    for samples in _blocks(decoder, stop):
+    for samples in map(to_int16, decoder):
         tally.add(samples)
         stream.write(_bytes(samples))
     if _has_dc(raw):
@@ -180,27 +178,19 @@ def _decode(
 
 
 def _measure(
-    folder: Path, source: Source, sample_rate: int, shard: str, offset: int, stop: threading.Event | None
+    folder: Path, source: Source, sample_rate: int, shard: str, offset: int
 ) -> tuple[AudioFile, list[AudioError]]:
     """As `_decode_into`, but the samples are forgotten: a file with DC is decoded a second time."""
     path = folder / source.path
     decoder = Decoder(path, sample_rate)
     tally = raw = _Tally(sample_rate)
-    for samples in _blocks(decoder, stop):
+    for samples in map(to_int16, decoder):
         tally.add(samples)
     if _has_dc(raw):
         tally = _Tally(sample_rate)
-        for samples in _blocks(Decoder(path, sample_rate), stop):
+        for samples in map(to_int16, Decoder(path, sample_rate)):
             tally.add(_shifted(samples, raw))
     return _entry(source, decoder, raw, tally, shard, offset), decoder.problems
-
-
-def _blocks(decoder: Decoder, stop: threading.Event | None) -> Iterator[np.ndarray]:
-    """Decoded blocks int16 `[n]`. Raises Cancelled."""
-    for block in decoder:
-        if stop is not None and stop.is_set():
-            raise Cancelled
-        yield to_int16(block)
 
 
 def _entry(

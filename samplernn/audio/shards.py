@@ -21,22 +21,24 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import secrets
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from samplernn.audio.files import AudioFile, Problem, Source, decode_into, measure
-from samplernn.config import UserError
+from samplernn.audio.io import AudioError
+from samplernn.config import DECODE_TIMEOUT, UserError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Part of every key: raise it when the bytes of a shard would come out differently."""
 SHARD_FILES = 32
 SHARD_BYTES = 8 * 2**20
@@ -84,7 +86,7 @@ def shard_key(sources: Sequence[Source], sample_rate: int) -> str:
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
 
 
-def load_shard(shard_dir: Path, key: str, note: bool = True) -> Shard | None:
+def load_shard(shard_dir: Path, key: str, note: bool = True, timeout: float = DECODE_TIMEOUT) -> Shard | None:
     """A finished shard, or None if there is none.
 
     Reads the samples only if their file is not the one that was written, by size and time: a copied
@@ -94,6 +96,7 @@ def load_shard(shard_dir: Path, key: str, note: bool = True) -> Shard | None:
         shard_dir: where it is.
         key: its name.
         note: a file of samples that had to be checked is noted as right; otherwise nothing is written.
+        timeout: `data.decode_timeout`. A shard without a file that had less time than that does not count.
 
     Raises:
         Damaged: it is to be built again.
@@ -108,6 +111,8 @@ def load_shard(shard_dir: Path, key: str, note: bool = True) -> Shard | None:
     try:
         if entry["checksum"] != _checksum(key, entry["files"], entry["problems"]):
             raise Damaged(key)
+        if entry["decode_timeout"] is not None and entry["decode_timeout"] < timeout:
+            return None
         shard = Shard(
             tuple(AudioFile.from_dict(item) for item in entry["files"]),
             tuple(Problem(**item) for item in entry["problems"]),
@@ -125,16 +130,18 @@ def load_shard(shard_dir: Path, key: str, note: bool = True) -> Shard | None:
     return shard
 
 
-def build_shard(
+def make_shard(
     folder: Path,
     sources: Sequence[Source],
     sample_rate: int,
     shard_dir: Path,
     key: str,
-    advance: Callable[[int], None] = lambda size: None,
-    stop: threading.Event | None = None,
+    store: bool,
+    begin: Callable[[int], None] = lambda index: None,
+    given_up: Mapping[str, AudioError] = MappingProxyType({}),
+    timeout: float = math.inf,
 ) -> Shard:
-    """Decodes a group of files into a shard.
+    """Decodes a group of files into a shard, or finds out what that would give and writes nothing.
 
     Args:
         folder: the audio folder.
@@ -142,24 +149,31 @@ def build_shard(
         sample_rate: Hz of the decoded samples.
         shard_dir: where the shard goes.
         key: its name.
-        advance: called with the size in bytes of each source that is done.
-        stop: ends the build when set.
+        store: whether it is written.
+        begin: called with the index of each source before it is read.
+        given_up: files that are not to be read, by path, and why.
+        timeout: `data.decode_timeout`, which those did not keep.
 
     Returns:
         the shard. Under another name than `key`, so that it is not found again, if a file was changed
         meanwhile or could not be read for another reason than its content.
 
     Raises:
-        Cancelled: `stop` was set.
         OSError: the shard cannot be written.
     """
+    if not store:
+        return _measure_shard(folder, sources, sample_rate, f"{key}.i16", begin, given_up)
     files: list[AudioFile] = []
     problems: list[Problem] = []
     is_transient = False
     with _replacing(shard_dir / f"{key}.i16") as samples:
-        for source in sources:
+        for index, source in enumerate(sources):
+            begin(index)
             start = samples.stream.tell()
-            file, errors = decode_into(samples.stream, folder, source, sample_rate, samples.path.name, stop)
+            if source.path in given_up:
+                file, errors = None, [given_up[source.path]]
+            else:
+                file, errors = decode_into(samples.stream, folder, source, sample_rate, samples.path.name)
             if file:
                 files.append(file)
             else:
@@ -167,19 +181,49 @@ def build_shard(
                 samples.stream.truncate()
             problems += [Problem(source.path, e.problem, e.remedy) for e in errors]
             is_transient |= any(error.transient for error in errors)
-            advance(source.size)
         if is_transient:
             key = f"{key}-{secrets.token_hex(4)}"
             samples.path = shard_dir / f"{key}.i16"
             files = [replace(file, shard=samples.path.name) for file in files]
-    _write_entry(shard_dir, key, files, problems)
+    _write_entry(shard_dir, key, files, problems, timeout if given_up else None)
     return Shard(tuple(files), tuple(problems))
 
 
-def _write_entry(shard_dir: Path, key: str, files: Sequence[AudioFile], problems: Sequence[Problem]) -> None:
+def _measure_shard(
+    folder: Path,
+    sources: Sequence[Source],
+    sample_rate: int,
+    shard: str,
+    begin: Callable[[int], None],
+    given_up: Mapping[str, AudioError],
+) -> Shard:
+    """What `make_shard` would return, decoded for that alone."""
+    files: list[AudioFile] = []
+    problems: list[Problem] = []
+    offset = 0
+    for index, source in enumerate(sources):
+        begin(index)
+        if source.path in given_up:
+            file, errors = None, [given_up[source.path]]
+        else:
+            file, errors = measure(folder, source, sample_rate, shard, offset)
+        if file:
+            files.append(file)
+            offset += file.num_samples
+        problems += [Problem(source.path, e.problem, e.remedy) for e in errors]
+    return Shard(tuple(files), tuple(problems))
+
+
+def _write_entry(
+    shard_dir: Path,
+    key: str,
+    files: Sequence[AudioFile],
+    problems: Sequence[Problem],
+    timeout: float | None,
+) -> None:
     """Writes a shard's JSON, once its samples are in place."""
     entry = {"files": [asdict(file) for file in files], "problems": [asdict(item) for item in problems]}
-    check = {"checksum": _checksum(key, entry["files"], entry["problems"])}
+    check = {"checksum": _checksum(key, entry["files"], entry["problems"]), "decode_timeout": timeout}
     write_json(shard_dir / f"{key}.json", {**entry, **check, "samples": _stamp(shard_dir / f"{key}.i16")})
 
 
@@ -205,34 +249,6 @@ def _is_intact(samples: Path, files: Iterable[AudioFile]) -> bool:
             if digest.hexdigest() != file.sha256:
                 return False
     return True
-
-
-def measure_shard(
-    folder: Path,
-    sources: Sequence[Source],
-    sample_rate: int,
-    shard_dir: Path,
-    key: str,
-    advance: Callable[[int], None] = lambda size: None,
-    stop: threading.Event | None = None,
-) -> Shard:
-    """What `build_shard` would return, decoded for that alone: nothing is written.
-
-    Raises:
-        Cancelled: `stop` was set.
-    """
-    files: list[AudioFile] = []
-    problems: list[Problem] = []
-    samples = shard_dir / f"{key}.i16"
-    offset = 0
-    for source in sources:
-        file, errors = measure(folder, source, sample_rate, samples.name, offset, stop)
-        if file:
-            files.append(file)
-            offset += file.num_samples
-        problems += [Problem(source.path, e.problem, e.remedy) for e in errors]
-        advance(source.size)
-    return Shard(tuple(files), tuple(problems))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from samplernn.audio.io import AudioError, Decoder, to_int16
+from samplernn.audio.decoding import Decoded
+from samplernn.audio.io import AudioError, to_int16
 from samplernn.audio.scan import scan
 from samplernn.config import UserError
 
@@ -61,14 +62,14 @@ class Prompt:
         """
 
         def decode() -> Iterator[NDArray[np.int16]]:
-            return (to_int16(block) for block in Decoder(file, sample_rate))
+            return (to_int16(block) for block in Decoded(file, sample_rate))
 
-        decoder, digest, num_samples = Decoder(file, sample_rate), hashlib.sha256(), 0
-        for block in decoder:
+        decoded, digest, num_samples = Decoded(file, sample_rate), hashlib.sha256(), 0
+        for block in decoded:
             samples = to_int16(block)
             digest.update(samples.tobytes())
             num_samples += len(samples)
-        return cls(num_samples, digest.hexdigest(), Path(file), tuple(decoder.problems), decode)
+        return cls(num_samples, digest.hexdigest(), Path(file), tuple(decoded.problems), decode)
 
 
 def open_prompts(given: Given | Sequence[Given] | None, sample_rate: int) -> tuple[Prompt, ...]:

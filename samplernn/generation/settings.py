@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from samplernn import __version__
-from samplernn.audio.io import Decoder
+from samplernn.audio.decoding import Decoded
 from samplernn.audio.sinks import FORMATS, read_tags
 from samplernn.config import UserError
 from samplernn.generation.envelopes import envelopes
@@ -227,8 +227,7 @@ def of_sidecar(file: str | Path) -> Settings:
     try:
         if file.suffix.lower() in FORMATS:
             facts = json.loads(read_tags(file)["comment"])
-            decoder = Decoder(file, facts["sample_rate"])
-            facts["num_samples"] = sum(map(len, decoder))
+            facts["num_samples"] = sum(map(len, Decoded(file, facts["sample_rate"])))
         else:
             facts = json.loads(file.read_text("utf-8"))
             if facts["num_samples"] is None:  # its process was killed
@@ -269,7 +268,7 @@ def _length_beside(sidecar: Path, sample_rate: int) -> int | None:
     """Samples in the audio file beside a sidecar."""
     for suffix in FORMATS:
         if (audio := sidecar.with_suffix(suffix)).is_file():
-            return sum(map(len, Decoder(audio, sample_rate)))
+            return sum(map(len, Decoded(audio, sample_rate)))
     return None
 
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from samplernn import plots
-from samplernn.audio.io import Decoder, from_int16, to_int16
+from samplernn.audio.decoding import Decoded
+from samplernn.audio.io import from_int16, to_int16
 from samplernn.config import UserError
 from samplernn.insight import features
 from samplernn.model.checkpoint import Checkpoint
@@ -265,7 +266,7 @@ def _read(
     run_up = min(first, round(RUN_UP_SECONDS * sample_rate)) // lookback * lookback
     end = first + round(duration * sample_rate) // lookback * lookback
     pieces, position = [], 0
-    for block in Decoder(file, sample_rate):
+    for block in Decoded(file, sample_rate):
         pieces.append(to_int16(block[max(0, first - run_up - position) :]))
         position += len(block)
         if position >= end:

@@ -126,7 +126,8 @@ def examine(
         UserError: no such folder, or the cache would lie in it.
     """
     config = config or Config()
-    corpus = inspect(folder, config.data.sample_rate, config.data.cache_dir, progress)
+    data = config.data
+    corpus = inspect(folder, data.sample_rate, data.cache_dir, progress, decode_timeout=data.decode_timeout)
     corpus = replace(corpus, normalise=config.data.normalise)
     problems = tuple(remarks(corpus, config.data.tbptt_len))
     obstacle, plan, cost = _obstacle(folder, corpus), None, None

@@ -37,7 +37,7 @@ def evaluate(
     if split not in PARTS:
         raise UserError(f"unknown split {split!r}; there are: {', '.join(PARTS)}")
     data = checkpoint.config.data
-    corpus = prepare(folder, data.sample_rate, cache_dir, progress)
+    corpus = prepare(folder, data.sample_rate, cache_dir, progress, decode_timeout=data.decode_timeout)
     return score_spans(checkpoint, corpus, _spans(checkpoint, corpus, split), split, progress)
 
 

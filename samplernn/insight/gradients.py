@@ -233,7 +233,7 @@ def gradients(
     length = round(duration * data.sample_rate) // model.lookback * model.lookback
     if num_places < 1:
         raise UserError(f"places must be at least 1, got {num_places}")
-    corpus = prepare(folder, data.sample_rate, cache_dir, progress)
+    corpus = prepare(folder, data.sample_rate, cache_dir, progress, decode_timeout=data.decode_timeout)
     corpus = replace(corpus, gain=checkpoint.gain, normalise=data.normalise)
     places = _places(checkpoint, corpus, length, num_places)
     to_code = checkpoint.quantizer.int16_to_code(checkpoint.gain)

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, prepare
-from samplernn.audio.io import AudioError, decode, from_int16, to_int16
+from samplernn.audio.decoding import Decoded
+from samplernn.audio.io import AudioError, from_int16, to_int16
 from samplernn.audio.lanes import training_lanes
 from samplernn.audio.scan import find
 from samplernn.audio.sinks import FileSink
@@ -156,7 +157,7 @@ def find_clip(folder: Path, sample_rate: int) -> Clip:
 def _beginning(path: Path, sample_rate: int) -> NDArray[np.int16]:
     """At most the first minute of a file."""
     blocks, missing = [], round(_SEARCHED_SECONDS * sample_rate)
-    for block in decode(path, sample_rate):
+    for block in Decoded(path, sample_rate):
         blocks.append(to_int16(block))
         missing -= len(block)
         if missing <= 0:

@@ -93,7 +93,13 @@ def start(
             raise UserError(
                 f"{run.path}: this run exists. Continue it with --resume, or choose another --name"
             )
-        corpus = prepare(folder, chosen.data.sample_rate, chosen.data.cache_dir, progress=not quiet)
+        corpus = prepare(
+            folder,
+            chosen.data.sample_rate,
+            chosen.data.cache_dir,
+            not quiet,
+            decode_timeout=chosen.data.decode_timeout,
+        )
         corpus = replace(corpus, normalise=chosen.data.normalise)
         parts = split(corpus, chosen.data.split_seed)
         device = trainer.strategy.root_device
@@ -147,7 +153,8 @@ def resume(
     config: Config = from_dict(Config, merged(to_dict(old), changes))
     if config.data.batch_size == "auto":  # the run has chosen
         config = replace(config, data=replace(config.data, batch_size=old.data.batch_size))
-    if config.model != old.model or config.data != replace(old.data, cache_dir=config.data.cache_dir):
+    here = {key: getattr(config.data, key) for key in ("cache_dir", "decode_timeout")}
+    if config.model != old.model or config.data != replace(old.data, **here):
         raise UserError(f"{run.path}: model.* and data.* of a run cannot change; train a new one instead")
 
     def prepare_run(trainer: pl.Trainer) -> Prepared | None:
@@ -155,7 +162,13 @@ def resume(
         if facts["state"] == "finished" and config == old:
             return None
         audio = str(Path(folder).resolve()) if folder else facts["folder"]
-        corpus = prepare(audio, config.data.sample_rate, config.data.cache_dir, progress=not quiet)
+        corpus = prepare(
+            audio,
+            config.data.sample_rate,
+            config.data.cache_dir,
+            not quiet,
+            decode_timeout=config.data.decode_timeout,
+        )
         run.write_config(config)
         run.write_facts(state="running", folder=audio)
         corpus = replace(corpus, gain=facts["gain"], normalise=config.data.normalise)
@@ -286,7 +299,12 @@ def work(prepared: Prepared) -> None:
     run, config, corpus = prepared.run, prepared.config, prepared.corpus
     pl.seed_everything(config.seed_everything, verbose=False)
     if not corpus.shard_dir.exists():  # another machine, with a cache of its own
-        prepare(corpus.folder, config.data.sample_rate, config.data.cache_dir)
+        prepare(
+            corpus.folder,
+            config.data.sample_rate,
+            config.data.cache_dir,
+            decode_timeout=config.data.decode_timeout,
+        )
     data = CorpusModule(config, corpus, prepared.parts)
     facts = Checkpoint(
         config, {}, corpus.gain, pair_counts=prepared.pair_counts, split=prepared.parts.to_dict()

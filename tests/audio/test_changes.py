@@ -292,7 +292,7 @@ except UserError as error:
 @linux
 def test_a_starved_process_leaves_nothing_false_behind(folder: Path, cache: Path) -> None:
     said = []
-    for spare in range(6):
+    for spare in range(20):
         command = [sys.executable, "-c", FEW, str(folder), str(cache), str(spare)]
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert result.returncode == 0, result.stderr

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 import samplernn
 from samplernn.audio import shards
-from samplernn.audio.files import Cancelled, Source
+from samplernn.audio.files import Source
 
 CLIPS = Path(next(iter(samplernn.__path__))) / "clips"
 
@@ -32,10 +31,12 @@ def test_shards_are_of_bounded_size() -> None:
     assert len(large) == 50
 
 
-def test_cancelled_builds_leave_nothing(tmp_path: Path) -> None:
-    stop = threading.Event()
-    stop.set()
+def test_interrupted_builds_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "decode_into", interrupted)
     source = Source("piano/satie_gymnopedie1_1.flac", 1, 1)
-    with pytest.raises(Cancelled):
-        shards.build_shard(CLIPS, [source], 16000, tmp_path, "key", stop=stop)
+    with pytest.raises(KeyboardInterrupt):
+        shards.make_shard(CLIPS, [source], 16000, tmp_path, "key", store=True)
     assert list(tmp_path.iterdir()) == []

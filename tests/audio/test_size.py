@@ -36,7 +36,7 @@ def peak():  # MB of this program; ru_maxrss counts the parent's from before exe
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 before = peak()
-corpus = prepare(folder, rate, cache, workers=2)
+corpus = prepare(folder, rate, cache, workers=0)
 decoding = peak() - before
 parts = split(corpus, 0)
 epoch = lanes.Lanes(corpus, lanes.cut(locate(corpus, parts.train), 8 * rate, 512, 16), 16, 512, seed=0)

@@ -36,7 +36,7 @@ OPTIONS: dict[str, Any] = {
 """What every row is given unless the table says otherwise: no time for audio, no early end, little lost when
 killed."""
 _RESERVED = ("trainer.max_time", "trainer.max_steps", "trainer.max_epochs", "seed_everything")
-_MAY_DIFFER = ("batch_size", "tbptt_len", "segment_duration", "cache_dir")
+_MAY_DIFFER = ("batch_size", "tbptt_len", "segment_duration", "cache_dir", "decode_timeout")
 """Keys of `data` that change how training reads the audio, not which audio, as which codes, is scored."""
 _MUST_AGREE = ("head", "q_levels", "quantization")
 """Keys of `model` that bits depend on by themselves."""

@@ -1,0 +1,282 @@
+"""Decoding in processes: what hangs, crashes or is slow costs one file, and nothing outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from samplernn.audio import corpus as corpus_module
+from samplernn.audio import decoding, shards
+from samplernn.audio.corpus import inspect, prepare
+from samplernn.audio.decoding import Decoded
+from samplernn.audio.io import AudioError
+
+RATE = 16000
+ROOT = Path(__file__).parents[2]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def noise(length: int, seed: int) -> np.ndarray:
+    """Without a mean, which would be removed."""
+    half = np.random.default_rng(seed).integers(-20000, 20000, length // 2).astype(np.int16)
+    return np.concatenate([half, -half])
+
+
+def endless(path: Path) -> None:
+    """An RF64 file in whose LIST chunk, of an item of -12 bytes, libsndfile loops for ever."""
+    samples = noise(RATE, 7).tobytes()
+    chunks = b"ds64" + struct.pack("<IQQQI", 28, 120 + len(samples), len(samples), RATE, 0)
+    chunks += b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, RATE, 2 * RATE, 2, 16)
+    chunks += b"LIST" + struct.pack("<I", 32) + b"INFOABCD" + struct.pack("<i", -12) + bytes(20)
+    path.write_bytes(b"RF64\xff\xff\xff\xffWAVE" + chunks + b"data\xff\xff\xff\xff" + samples)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six files of a second in a few shards."""
+    (tmp_path / "audio").mkdir()
+    for index in range(6):
+        sf.write(tmp_path / "audio" / f"{index}.wav", noise(RATE, index), RATE)
+    return tmp_path / "audio"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def acting(monkeypatch: pytest.MonkeyPatch, name: str, action: str) -> None:
+    """In decoding processes from now on, an action takes place before the file of that name is opened."""
+    start = decoding.command()
+    patched = f"""
+import os, signal, sys, time
+sys.path[:] = {sys.path!r}
+from samplernn.audio import files, io
+class Acting(io.Decoder):
+    def __init__(self, path, sample_rate):
+        if path.name == {name!r}:
+            {action}
+        super().__init__(path, sample_rate)
+files.Decoder = Acting
+{start[-1]}
+"""
+    monkeypatch.setattr(decoding, "command", lambda: [*start[:-1], patched])
+
+
+def test_processes_find_what_this_process_finds(folder: Path, cache: Path, tmp_path: Path) -> None:
+    (folder / "text.wav").write_text("no audio")
+    sf.write(folder / "dc.flac", np.full(RATE, 0.25) + noise(RATE, 9) / 2**17, RATE)
+    alone = prepare(folder, RATE, tmp_path / "alone", workers=0)
+    assert len(alone.files) == 7
+    measured = inspect(folder, RATE, cache, workers=2)
+    assert not cache.exists()
+    together = prepare(folder, RATE, cache, workers=2)
+    assert measured.files == together.files == alone.files
+    assert together.problems == alone.problems
+    for index, file in enumerate(alone.files):
+        assert np.array_equal(together.read(index, 0, file.num_samples), alone.read(index, 0, RATE))
+
+
+def test_a_file_on_which_libsndfile_hangs_costs_that_file(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless(folder / "3a.wav")
+    first = prepare(folder, RATE, cache, workers=2, decode_timeout=1.0)
+    (problem,) = first.problems
+    assert problem.path == "3a.wav"
+    assert problem.problem == "makes the decoder hang: it has not ended after 1 s"
+    assert "data.decode_timeout" in problem.remedy
+    assert [file.path for file in first.files] == [f"{index}.wav" for index in range(6)]
+    assert np.array_equal(first.read(3, 0, RATE), noise(RATE, 3))
+    assert not list(cache.rglob("*.tmp"))
+
+    def started() -> list[str]:
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as patch:  # it is remembered, so a start does not wait for it again
+        patch.setattr(decoding, "command", started)
+        assert prepare(folder, RATE, cache, workers=2, decode_timeout=1.0) == first
+    more = prepare(folder, RATE, cache, workers=2, decode_timeout=1.5)  # unless there is more time for it
+    assert more.problems[0].problem == "makes the decoder hang: it has not ended after 2 s"
+
+
+def test_inspect_names_a_file_that_hangs_and_writes_nothing(folder: Path, cache: Path) -> None:
+    endless(folder / "3a.wav")
+    found = inspect(folder, RATE, cache, workers=2, decode_timeout=1.0)
+    assert [problem.path for problem in found.problems] == ["3a.wav"]
+    assert len(found.files) == 6
+    assert not cache.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_a_decoder_that_crashes_costs_that_file(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acting(monkeypatch, "2.wav", "os.kill(os.getpid(), signal.SIGSEGV)")
+    corpus = prepare(folder, RATE, cache, workers=1)
+    (problem,) = corpus.problems
+    assert (problem.path, problem.problem) == ("2.wav", "makes the decoder crash (SIGSEGV)")
+    assert len(corpus.files) == 5
+    assert not list(cache.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_a_decoder_that_is_killed_from_outside_is_not_the_files_fault(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        acting(patch, "2.wav", "os.kill(os.getpid(), signal.SIGKILL)")
+        (problem,) = prepare(folder, RATE, cache, workers=1).problems
+    assert problem.problem == "could not be decoded: the decoder was ended (SIGKILL)"
+    again = prepare(folder, RATE, cache, workers=1)
+    assert again.problems == ()
+    assert len(again.files) == 6
+
+
+def test_a_slow_disk_is_not_remembered(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        acting(patch, "2.wav", "time.sleep(60)")
+        (problem,) = prepare(folder, RATE, cache, workers=1, decode_timeout=1.0).problems
+    assert problem.problem == "cannot be read within 1 s (the disk or network is slow)"
+    assert prepare(folder, RATE, cache, workers=1, decode_timeout=1.0).problems == ()
+
+
+@linux
+def test_a_file_that_asks_for_too_much_memory_costs_that_file(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acting(monkeypatch, "2.wav", "bytearray(3 * 2**30)")
+    corpus = prepare(folder, RATE, cache, workers=1)
+    (problem,) = corpus.problems
+    assert (problem.path, problem.problem) == ("2.wav", "takes too much memory to decode")
+    assert len(corpus.files) == 5
+
+
+def test_larger_files_have_more_time() -> None:
+    assert decoding.seconds_for(1000, 20.0) == 20.0
+    assert decoding.seconds_for(2**32, 20.0) == 20480.0
+
+
+def test_progress_counts_every_byte_once(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    acting(monkeypatch, "4.wav", "os._exit(3)")
+    sources, _ = corpus_module.states(folder, corpus_module.scan(folder))
+    key = shards.shard_key(sources, RATE)
+    cache.mkdir()
+    task = decoding.Task(folder, tuple(sources), RATE, cache, key, store=True)
+    sizes: list[int] = []
+    shard = decoding.make_shards([task], 1, 20.0, sizes.append)[key]
+    assert sizes == [source.size for source in sources]
+    assert [problem.problem for problem in shard.problems] == ["makes the decoder crash (exit code 3)"]
+
+
+def test_where_no_process_can_start_this_one_decodes(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decoding, "command", lambda: [sys.executable, "-c", "raise SystemExit(1)"])
+    assert len(prepare(folder, RATE, cache, workers=2).files) == 6
+    assert capfd.readouterr().err == "decoding in this process: a decoding process ended by itself\n"
+
+
+def test_a_full_disk_is_told_as_by_this_process(folder: Path, small_disk: Path) -> None:
+    sf.write(folder / "long.wav", noise(20 * RATE, 1), RATE)
+    with pytest.raises(ValueError, match=r"the cache cannot be written.*No space left"):
+        prepare(folder, RATE, small_disk / "cache", workers=2)
+
+
+def test_a_single_file_is_decoded_as_by_its_decoder(folder: Path) -> None:
+    decoded = Decoded(folder / "1.wav", RATE)
+    assert np.array_equal(np.concatenate(list(decoded)) * 32768, noise(RATE, 1))
+    assert decoded.problems == []
+    cut = folder / "cut.wav"
+    cut.write_bytes((folder / "1.wav").read_bytes()[:-8000])
+    decoded = Decoded(cut, RATE)
+    assert sum(map(len, decoded)) == RATE - 4000
+    assert [problem.problem for problem in decoded.problems] == ["is truncated: it ends after 0.8 s"]
+    with pytest.raises(AudioError, match=r"none\.wav: cannot be opened \(No such file"):
+        list(Decoded(folder / "none.wav", RATE))
+    half = iter(Decoded(folder / "2.wav", 8000))
+    next(half)
+    half.close()  # type: ignore[attr-defined]
+    assert sum(map(len, Decoded(folder / "2.wav", 8000))) == 8000
+
+
+def test_a_single_file_that_hangs_is_given_up(folder: Path) -> None:
+    endless(folder / "endless.wav")
+    with pytest.raises(AudioError, match=r"endless\.wav: makes the decoder hang: it has not ended after 1 s"):
+        list(Decoded(folder / "endless.wav", RATE, timeout=1.0))
+    assert sum(map(len, Decoded(folder / "1.wav", RATE))) == RATE
+
+
+def test_who_takes_long_over_a_block_is_waited_for(folder: Path) -> None:
+    sf.write(folder / "long.wav", noise(6 * RATE, 1), RATE)
+    blocks = iter(Decoded(folder / "long.wav", RATE, timeout=0.5))
+    first = next(blocks)
+    time.sleep(1.0)
+    assert len(first) + sum(map(len, blocks)) == 6 * RATE
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii").rsplit(") ")[1][0] != "Z"
+    except OSError:
+        return False
+
+
+@linux
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("verb", ["doctor", "generate"])
+def test_signals_end_a_command_and_its_decoders(
+    folder: Path, run_copy: Path, cache: Path, number: str, verb: str
+) -> None:
+    endless(folder / "0.wav")
+    arguments = [verb, str(folder), "--data.cache_dir", str(cache)]
+    if verb == "generate":
+        arguments = [verb, str(run_copy), "--prompt", str(folder / "0.wav")]
+    command = [sys.executable, "-m", "samplernn", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        deadline = time.monotonic() + 60
+        decoders: list[int] = []
+        while time.monotonic() < deadline:  # until one computes, which is where it loops
+            decoders = [pid for pid in _children(process.pid) if _seconds_of(pid) > 0.8]
+            if decoders:
+                break
+            time.sleep(0.05)
+        assert decoders
+        process.send_signal(getattr(signal, number))
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9}[number]
+    assert b"Traceback" not in output
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, decoders)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(is_alive, decoders))
+
+
+def _children(pid: int) -> list[int]:
+    """Of all threads of a process that may have ended."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text("ascii").split()]
+    except OSError:
+        return []
+
+
+def _seconds_of(pid: int) -> float:
+    """Processor time of a process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii").rsplit(") ")[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
