@@ -264,7 +264,7 @@ class DecodingProcess:
                 self._temporary.append((writes_to, self._process.pid))
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):  # it is gone, as its answer will say
-            pickle.dump((kind, arguments), self._process.stdin)
+            pickle.dump((kind, arguments, _current_folder()), self._process.stdin)
             self._process.stdin.flush()
 
     def _answers(self, limit: float) -> Iterator[tuple[str, Any]]:
@@ -319,6 +319,14 @@ class DecodingProcess:
         if is_from_outside:
             return AudioError(path, problem, "free some memory and start again", transient=True)
         return AudioError(path, f"makes the decoder crash ({name})", "convert it, or remove it")
+
+
+def _current_folder() -> str | None:
+    """For relative paths; None where it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def command() -> list[str]:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from samplernn.audio.decoding import Task
 from samplernn.audio.io import AudioError, Decoder
@@ -24,6 +24,8 @@ from samplernn.audio.shards import make_shard
 _BEAT_SECONDS = 0.25
 MEMORY = 2**30
 """Bytes that decoding may take beyond what the process takes when it starts."""
+_Tasks: TypeAlias = "queue.SimpleQueue[tuple[str, tuple[Any, ...], str | None]]"
+"""What to do, with which arguments, and from which folder."""
 
 
 class _Answers:
@@ -44,12 +46,14 @@ def main() -> None:
     answers = _Answers(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # what a C library prints is no answer
     _bound_memory()
-    tasks: queue.SimpleQueue[tuple[str, tuple[Any, ...]]] = queue.SimpleQueue()
+    tasks: _Tasks = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(tasks,), daemon=True).start()
     threading.Thread(target=_beat, args=(answers,), daemon=True).start()
     while True:
-        kind, arguments = tasks.get()
+        kind, arguments, current_folder = tasks.get()
         try:
+            if current_folder:
+                os.chdir(current_folder)
             if kind == "shard":
                 task: Task = arguments[0]
                 given_up, timeout = arguments[1:]
@@ -72,7 +76,7 @@ def _send_blocks(answers: _Answers, path: Path, sample_rate: int) -> None:
     answers.send("end", decoder.problems)
 
 
-def _receive(tasks: queue.SimpleQueue[tuple[str, tuple[Any, ...]]]) -> None:
+def _receive(tasks: _Tasks) -> None:
     """Waits for tasks even while a file is decoded, for that is how the parent's end is noticed."""
     with contextlib.suppress(EOFError, OSError):
         while True:

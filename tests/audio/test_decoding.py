@@ -209,6 +209,20 @@ def test_a_single_file_is_decoded_as_by_its_decoder(folder: Path) -> None:
     assert sum(map(len, Decoded(folder / "2.wav", 8000))) == 8000
 
 
+def test_a_single_file_is_looked_for_where_this_process_is_now(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    first = np.concatenate(list(Decoded("0.wav", RATE)))
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "0.wav").rename(tmp_path / "elsewhere" / "0.wav")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(np.concatenate(list(Decoded("0.wav", RATE))), first)
+    monkeypatch.chdir(folder)
+    with pytest.raises(AudioError, match=r"^0\.wav: "):
+        list(Decoded("0.wav", RATE))
+
+
 def test_a_single_file_that_hangs_is_given_up(folder: Path) -> None:
     endless(folder / "endless.wav")
     with pytest.raises(AudioError, match=r"endless\.wav: makes the decoder hang: it has not ended after 1 s"):
