@@ -35,6 +35,9 @@ _STARTUP_SECONDS = 120.0
 """For Python and NumPy to be read from a slow disk."""
 _END_SECONDS = 1.0
 """A killed process is waited for this long; one that a broken disk holds cannot be ended by anybody."""
+_COMPUTING = 0.1
+"""A decoder that hangs computes for this part of the time at least, on a busy machine too; one that waits for
+a disk does not."""
 _GIVE_UP = "convert it, remove it, or give it more time (data.decode_timeout)"
 
 
@@ -308,7 +311,7 @@ class DecodingProcess:
         """What became of a process that ended while it read a file."""
         assert self._process
         code = self._process.returncode
-        if self._is_overdue and self._cpu - self._cpu_at_begin >= seconds / 3:
+        if self._is_overdue and self._cpu - self._cpu_at_begin >= seconds * _COMPUTING:
             return AudioError(path, f"makes the decoder hang: it has not ended after {limit:.0f} s", remedy)
         if self._is_overdue:
             problem = f"cannot be read within {limit:.0f} s (the disk or network is slow)"
@@ -324,7 +327,7 @@ class DecodingProcess:
 def _current_folder() -> str | None:
     """For relative paths; None where it was removed."""
     try:
-        return os.getcwd()
+        return str(Path.cwd())
     except OSError:
         return None
 

@@ -64,6 +64,8 @@ class AudioFile:
     """Root mean square of the samples as stored, 0 to 1."""
     levels: tuple[int, ...] = ()
     """Samples as stored by the level of the 50 ms around them, see `measures.Levels.histogram`."""
+    scale: float = 1.0
+    """Factor by which the decoded samples were divided before they were stored."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AudioFile:
@@ -215,6 +217,7 @@ def _entry(
         channels=decoder.channels,
         rms=tally.levels.rms,
         levels=tally.levels.histogram,
+        scale=decoder.scale,
     )
 
 

@@ -20,7 +20,9 @@ from typing import BinaryIO, Protocol, TypeVar
 import numpy as np
 import soundfile as sf
 
-from samplernn.audio.io import AudioError, native, ogg_has_end, reason, remedy_for
+from samplernn.audio import ogg
+from samplernn.audio.errors import AudioError, reason, remedy_for
+from samplernn.audio.opening import native
 
 FORMATS = {
     ".wav": ("WAV", "PCM_16"),
@@ -409,7 +411,7 @@ class _Encoded:
     def _is_complete(self) -> bool:
         if self._is_flac:
             return self._streaminfo()[1] & _FLAC_TOTAL == self.num_samples
-        return ogg_has_end(self._path)
+        return ogg.has_end(self._path)
 
     def _abandon(self) -> OSError:
         """Closes the file with what is whole; returns why it cannot be written to."""

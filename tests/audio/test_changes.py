@@ -49,8 +49,8 @@ def while_decoding(monkeypatch: pytest.MonkeyPatch, name: str, action: object) -
     original = files.Decoder
 
     class Slow(original):  # type: ignore[misc,valid-type]
-        def _frames(self):  # type: ignore[no-untyped-def]
-            for index, block in enumerate(super()._frames()):
+        def _frames(self, *arguments):  # type: ignore[no-untyped-def]
+            for index, block in enumerate(super()._frames(*arguments)):
                 if index == 0 and self.path.name == name:
                     action(self.path)  # type: ignore[operator]
                 yield block
