@@ -18,9 +18,9 @@ from samplernn.audio import decoding, shards
 from samplernn.audio.corpus import inspect, prepare
 from samplernn.audio.decoding import Decoded
 from samplernn.audio.io import AudioError
+from tests.decoders import LOOP, code_acting, environment_acting
 
 RATE = 16000
-ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -42,25 +42,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-LOOP = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
-"""As when libsndfile hangs: C code that computes and comes back to Python only after many minutes."""
-
-
-def code_acting(name: str, action: str) -> str:
-    """Python for a decoding process: an action takes place before the file of that name is opened."""
-    return f"""
-import hashlib, os, signal, sys, time
-sys.path[:] = {sys.path!r}
-from samplernn.audio import files, io
-class Acting(io.Decoder):
-    def __init__(self, path, sample_rate):
-        if path.name == {name!r}:
-            {action}
-        super().__init__(path, sample_rate)
-files.Decoder = io.Decoder = Acting
-"""
 
 
 def acting(monkeypatch: pytest.MonkeyPatch, name: str, action: str) -> None:
@@ -252,18 +233,15 @@ def is_alive(pid: int) -> bool:
 def test_signals_end_a_command_and_its_decoders(
     folder: Path, run_copy: Path, cache: Path, tmp_path: Path, number: str, verb: str
 ) -> None:
-    (tmp_path / "site").mkdir()  # Python executes this at the start of every process
-    site = (
-        f"import sys\nif 'decoding_process' in str(sys.orig_argv):\n    exec({code_acting('0.wav', LOOP)!r})"
-    )
-    (tmp_path / "site" / "sitecustomize.py").write_text(site)
     arguments = [verb, str(folder), "--data.cache_dir", str(cache)]
     if verb == "generate":
         arguments = [verb, str(run_copy), "--prompt", str(folder / "0.wav")]
     command = [sys.executable, "-m", "samplernn", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        env=environment_acting(tmp_path / "site", "0.wav", LOOP),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as process:
         deadline = time.monotonic() + 60
         decoders: list[int] = []
