@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from samplernn import __version__
+from samplernn import __version__, signals
 from samplernn.audio.io import SUFFIXES, UNSUPPORTED
 from samplernn.audio.sinks import FORMATS, FileSink, Sink
 from samplernn.config import UserError
@@ -255,7 +255,8 @@ def write_files(
 
     Raises:
         UserError: a file cannot be written.
-        KeyboardInterrupt: after Ctrl-C, when the block that was begun is written; SIGTERM: SystemExit.
+        KeyboardInterrupt: after Ctrl-C, when the block that was begun is written.
+        SystemExit: after SIGTERM or SIGHUP, likewise.
     """
     facts = [facts_of(generator, request, index, include_prompt) for index in range(len(request.streams))]
 
@@ -393,7 +394,7 @@ def _keep(playback: Playback, file: Path, tell: Callable[[str], None]) -> None:
 
 
 class _Stop:
-    """While it is entered, Ctrl-C and SIGTERM wait for the end of a block; a second one does not wait.
+    """While it is entered, Ctrl-C, SIGTERM and SIGHUP wait for the end of a block; a second one does not.
 
     Attributes:
         number: of the signal that came, or 0.
@@ -402,7 +403,7 @@ class _Stop:
     def __init__(self) -> None:
         self.number = 0
         self._at_once = False
-        self._before: dict[int, Any] = {}
+        self._handlers = signals.Handlers(())
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -414,21 +415,19 @@ class _Stop:
             self._at_once = False
 
     def __enter__(self) -> _Stop:
-        try:
-            for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-                if callable(signal.getsignal(number)):  # neither ignored nor the system's own
-                    self._before[number] = signal.signal(number, self._note)
-        except ValueError:  # not the main thread: signals are somebody else's
-            pass
+        # Those that are ignored, or end the process at once, go on doing so.
+        self._handlers = signals.Handlers(n for n in signals.ENDING if callable(signal.getsignal(n)))
+        self._handlers.replace(self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handlers.put_back()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signals.HANGUP:
+            signals.let_go_of_terminal()
         if self.number or self._at_once:
-            self._before[number](number, frame)
+            self._handlers.before[number](number, frame)
         self.number = number
 
 

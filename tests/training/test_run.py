@@ -150,7 +150,7 @@ def test_resuming_what_does_not_exist_is_refused(tmp_path: Path, monkeypatch: py
         run.resume("nobody", {})
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
