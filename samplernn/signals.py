@@ -13,7 +13,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -94,3 +94,56 @@ def let_go_of_terminal() -> None:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, file)
                 os.close(nowhere)
+
+
+class Waiting:
+    """While it is entered, signals to end wait until its end; work in pieces looks at `number` between them.
+
+    At its end, if a signal has come, KeyboardInterrupt (SIGINT) or SystemExit is raised. What is ignored goes
+    on being ignored.
+
+    Args:
+        patience: so many signals wait; whoever sends one more does not want to wait.
+
+    Attributes:
+        number: of the last signal that came, or 0.
+    """
+
+    def __init__(self, patience: int = 2) -> None:
+        self.number = 0
+        self._count = 0
+        self._patience = patience
+        self._handlers = Handlers(())
+
+    @contextlib.contextmanager
+    def interruptible(self, patience: int = 0) -> Iterator[None]:
+        """Inside, only so many signals wait, those that came before it included."""
+        before, self._patience = self._patience, patience
+        try:
+            yield
+        finally:
+            self._patience = before
+
+    def __enter__(self) -> Waiting:
+        self._handlers = Handlers(number for number in ENDING if not is_ignored(number))
+        self._handlers.replace(self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *others: object) -> None:
+        self._handlers.put_back()
+        if kind is None and self.number:
+            self.end()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == HANGUP:
+            let_go_of_terminal()
+        self.number = number
+        self._count += 1
+        if self._count > self._patience:
+            self.end()
+
+    def end(self) -> NoReturn:
+        """What the signal that came is waiting for."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + self.number)
