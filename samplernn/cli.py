@@ -11,14 +11,12 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from samplernn import __version__
+from samplernn import __version__, signals
 from samplernn.config import Config, UserError, to_dict
 
 if TYPE_CHECKING:
@@ -562,7 +560,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"samplernn {__version__}")
     parser.add_argument("verb", help="what to do", metavar="VERB")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the verb", metavar="…")
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.exit_when_asked()
     # Torch's threads spin while they wait for each other. At the default of 300 000 turns any other
     # busy process stalls them for seconds; at 10 000 a machine of its own costs a few percent.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -580,11 +578,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush into the pipe
         return 141
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM unwinds the stack like Ctrl-C, so that open files are closed."""
-    sys.exit(128 + number)
 
 
 def _say(message: str) -> None:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from samplernn import signals
 from samplernn.cli import Parser
 from samplernn.config import UserError, merged
 from samplernn.insight.ablation.study import Stopped, Study
@@ -25,6 +26,7 @@ TABLES = Path(__file__).parents[1] / "configs" / "ablations.yaml"
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0; 1: a run failed; 2: a mistake of the user's; 128 + number of a signal."""
+    signals.exit_when_asked()
     try:
         options = _parser().parse_args(argv)
         study = Study(_table(options), options.folder, options.out)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from samplernn import signals
 from samplernn.audio import shards
 from samplernn.audio.files import Source
 from samplernn.audio.io import AudioError, Decoder
@@ -317,7 +318,7 @@ class DecodingProcess:
             problem = f"cannot be read within {limit:.0f} s (the disk or network is slow)"
             return AudioError(path, problem, remedy, transient=True)
         name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
-        is_from_outside = code in (-getattr(signal, "SIGKILL", 9), -signal.SIGTERM)
+        is_from_outside = code is not None and -code in (getattr(signal, "SIGKILL", 9), *signals.ENDING)
         problem = f"could not be decoded: the decoder was ended ({name})"
         if is_from_outside:
             return AudioError(path, problem, "free some memory and start again", transient=True)

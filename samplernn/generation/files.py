@@ -6,15 +6,13 @@ import contextlib
 import json
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +28,7 @@ from samplernn.generation.request import OnTrap, Request
 from samplernn.generation.settings import Settings, facts_of, request_of, settled
 from samplernn.generation.snapshots import Snapshot
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.signals import Waiting
 
 
 def output_paths(
@@ -200,11 +199,12 @@ def generate(
         written = write_files(generator, request, paths, before, keeping, quiet)
     else:
         assert callable(out)
-        with _Bar(rate, request, quiet) as bar:
-            playback = generator.stream(request, heard_so_far=bar.heard)
+        with Waiting(patience=1) as waiting, _Bar(rate, request, quiet) as bar:
+            with waiting.interruptible():
+                playback = generator.stream(request, heard_so_far=bar.heard)
             written, fact = Written(playback.events), facts_of(generator, request, 0, before)
             with out(rate, _tags(fact)) as sink:
-                _pour(playback, [sink], before, keeping, written, bar, tell, may_wait=True)
+                _pour(playback, [sink], before, keeping, written, bar, tell, waiting, may_wait=True)
     speed = written.num_samples / max(written.seconds, 1e-9)
     tell(
         f"{streams} x {written.num_samples / rate:.2f} s in {written.seconds:.1f} s: "
@@ -255,7 +255,8 @@ def write_files(
 
     Raises:
         UserError: a file cannot be written.
-        KeyboardInterrupt: after Ctrl-C, when the block that was begun is written; SIGTERM: SystemExit.
+        KeyboardInterrupt: after Ctrl-C, when the block that was begun is written.
+        SystemExit: after SIGTERM or SIGHUP, likewise.
     """
     facts = [facts_of(generator, request, index, include_prompt) for index in range(len(request.streams))]
 
@@ -273,12 +274,13 @@ def write_files(
         if not os.access(folder, os.W_OK):  # better now than after the prompts
             raise UserError(f"{folder}: cannot be written to; check its permissions, or choose another --out")
     tell = _nothing if quiet else say
-    with _Bar(generator.sample_rate, request, quiet) as bar, ExitStack() as stack:
-        playback = generator.stream(request, heard_so_far=bar.heard)
+    with Waiting() as waiting, _Bar(generator.sample_rate, request, quiet) as bar, ExitStack() as stack:
+        with waiting.interruptible():
+            playback = generator.stream(request, heard_so_far=bar.heard)
         written = Written(playback.events)
         made: list[Path] = []
+        sinks: list[FileSink] = []
         try:
-            sinks = []
             for path, fact in zip(paths, facts, strict=True):
                 expected = request.num_samples and request.num_samples + fact["prompt_samples"]
                 is_new = not path.exists()
@@ -287,8 +289,11 @@ def write_files(
                 )
                 made += [path, path.with_suffix(".json")] if is_new else []
             describe(request.num_samples)  # for a process that is killed
-            _pour(playback, sinks, include_prompt, keeping, written, bar, tell)
-        except BaseException as error:
+            _pour(playback, sinks, include_prompt, keeping, written, bar, tell, waiting)
+            if waiting.number and written.num_samples == 0:
+                waiting.end()
+            describe(written.num_samples)
+        except BaseException:
             if written.num_samples == 0 and not any(sink.num_samples for sink in sinks):
                 stack.close()
                 for path in made:  # they would hold nothing, and be in the way of the next try
@@ -296,10 +301,10 @@ def write_files(
                 raise
             with contextlib.suppress(UserError):
                 describe(written.num_samples)
-            if isinstance(error, KeyboardInterrupt):
-                tell(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
             raise
-    describe(written.num_samples)
+        finally:
+            if waiting.number and any(sink.num_samples for sink in sinks):
+                tell(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
     return written
 
 
@@ -327,9 +332,13 @@ def _pour(
     written: Written,
     bar: _Bar,
     tell: Callable[[str], None],
+    waiting: Waiting,
     may_wait: bool = False,
 ) -> None:
-    """Play into sinks, one per stream; `written` is kept up to date.
+    """Play into sinks, one per stream, until the end or a signal; `written` is kept up to date.
+
+    A signal waits until its block is written to all sinks and the snapshot is where they are. A second one
+    ends the block that is being made, which is then written nowhere.
 
     Args:
         playback: the audio.
@@ -339,49 +348,50 @@ def _pour(
         written: what has come of it.
         bar: shows it.
         tell: gets what there is to say.
-        may_wait: a sink may take its time (a pipe whose reader sleeps): Ctrl-C does not wait for it.
+        waiting: knows of signals.
+        may_wait: a sink may take its time (a pipe whose reader sleeps): signals do not wait for it.
     """
-    if keeping:
-        playback.snapshot().save(
-            keeping.file
-        )  # whether it can be written is better known now than in the end
-    if include_prompt:
-        for index, sink in enumerate(sinks):
-            prompt = playback.request.prompt_of(index)
-            for block in prompt.blocks() if prompt else ():
-                sink.write(block)
-    stop, kept, shown, is_whole = _Stop(), 0, 0, True
-    started = time.perf_counter()
+    if keeping:  # whether it can be written is better known now than in the end
+        playback.snapshot().save(keeping.file)
+    kept, shown = 0, 0
     try:
-        with stop:
-            for block in playback:
-                is_whole = False
-                with stop.at_once() if may_wait else contextlib.nullcontext():
-                    for sink, samples in zip(sinks, block, strict=True):
-                        sink.write(samples)
-                is_whole = True
-                written.num_samples += block.shape[1]
-                written.seconds = time.perf_counter() - started
-                bar.wrote(written.num_samples)
-                for event in playback.events[shown:]:
-                    tell(event.describe())
-                shown = len(playback.events)
-                if keeping and written.num_samples - kept >= keeping.every * playback.generator.sample_rate:
-                    _keep(playback, keeping.file, tell)
-                    kept = written.num_samples
-                if stop.number:
-                    break
+        if include_prompt:
+            with waiting.interruptible(0 if may_wait else 1):
+                _write_prompts(playback.request, sinks)
+        started = time.perf_counter()
+        while not waiting.number:
+            with waiting.interruptible(1):
+                block = next(playback, None)
+            if block is None:
+                break
+            with waiting.interruptible() if may_wait else contextlib.nullcontext():
+                for sink, samples in zip(sinks, block, strict=True):
+                    sink.write(samples)
+            written.num_samples += block.shape[1]
+            written.seconds = time.perf_counter() - started
+            bar.wrote(written.num_samples)
+            for event in playback.events[shown:]:
+                tell(event.describe())
+            shown = len(playback.events)
+            if keeping and written.num_samples - kept >= keeping.every * playback.generator.sample_rate:
+                _keep(playback, keeping.file, tell)
+                kept = written.num_samples
     except BaseException:
-        if keeping:
+        if keeping:  # a block that was not written to all sinks shall come again
+            is_written = playback.num_samples == written.num_samples
             with contextlib.suppress(UserError):
-                playback.snapshot(with_last_block=is_whole).save(keeping.file)
+                playback.snapshot(with_last_block=is_written).save(keeping.file)
         raise
     if keeping:
         playback.snapshot().save(keeping.file)
-    if stop.number == signal.SIGINT:
-        raise KeyboardInterrupt
-    if stop.number:
-        sys.exit(128 + stop.number)
+
+
+def _write_prompts(request: Request, sinks: Sequence[Sink]) -> None:
+    """Begin each stream's audio with its prompt, if it has one."""
+    for index, sink in enumerate(sinks):
+        prompt = request.prompt_of(index)
+        for block in prompt.blocks() if prompt else ():
+            sink.write(block)
 
 
 def _keep(playback: Playback, file: Path, tell: Callable[[str], None]) -> None:
@@ -390,46 +400,6 @@ def _keep(playback: Playback, file: Path, tell: Callable[[str], None]) -> None:
         playback.snapshot().save(file)
     except UserError as error:
         tell(f"warning: {error}; going on without it")
-
-
-class _Stop:
-    """While it is entered, Ctrl-C and SIGTERM wait for the end of a block; a second one does not wait.
-
-    Attributes:
-        number: of the signal that came, or 0.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._at_once = False
-        self._before: dict[int, Any] = {}
-
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, signals do not wait either."""
-        self._at_once = True
-        try:
-            yield
-        finally:
-            self._at_once = False
-
-    def __enter__(self) -> _Stop:
-        try:
-            for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-                if callable(signal.getsignal(number)):  # neither ignored nor the system's own
-                    self._before[number] = signal.signal(number, self._note)
-        except ValueError:  # not the main thread: signals are somebody else's
-            pass
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number or self._at_once:
-            self._before[number](number, frame)
-        self.number = number
 
 
 def say(message: str) -> None:

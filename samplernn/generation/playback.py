@@ -188,7 +188,7 @@ class Playback(Iterator[NDArray[np.int16]]):
             start,
         )
         # Times are samples since the streams' start; those before `_given` have been given out.
-        self._given = self._given_before = start.time + (origin.skip if origin else 0)
+        self._first = self._given = self._given_before = start.time + (origin.skip if origin else 0)
         self._end = None if request.num_samples is None else self._given + request.num_samples
 
     def __next__(self) -> NDArray[np.int16]:
@@ -204,6 +204,11 @@ class Playback(Iterator[NDArray[np.int16]]):
         self._given_before, self._given = self._given, stop
         self._timeline.forget(self._given_before)
         return self.generator.to_audio[codes]
+
+    @property
+    def num_samples(self) -> int:
+        """How many of each stream have been given out."""
+        return self._given - self._first
 
     def snapshot(self, with_last_block: bool = True) -> Snapshot:
         """Where the streams stand after the last block that was given out, or before it.

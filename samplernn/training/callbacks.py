@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from samplernn import signals
 from samplernn.config import Config, to_dict
 from samplernn.model.baselines import BaselineBits
 from samplernn.training.data import lane_loader
@@ -67,14 +69,13 @@ class Stopping(pl.Callback):
         self._module: TrainingModule | None = None
         self._step = 0
         # Taken here, before Lightning sets its own, and put back at the end.
-        self._handlers = {number: signal.getsignal(number) for number in stop_signals()}
+        self._handlers = signals.Handlers(stop_signals())
         self.reason = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         self._module, self._step = pl_module, trainer.global_step
-        for number in self._handlers:
-            signal.signal(number, self._note)
+        self._handlers.replace(self._note)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -115,8 +116,7 @@ class Stopping(pl.Callback):
             self._stop(trainer, "it no longer improves")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._handlers.put_back()
 
     def _stop(self, trainer: pl.Trainer, reason: str) -> None:
         self.reason = self.reason or reason
@@ -129,11 +129,14 @@ class Stopping(pl.Callback):
                 raise Interrupted(number, saved=False)
             return
         self._noted_at = time.monotonic()
-        if is_first():
-            said = "\nstopping after this step; Ctrl-C again stops at once, unsaved"
-            print(said, file=sys.stderr, flush=True)
         self._signal = signal.Signals(number)
         self._module.stop_requested = True
+        if number == signals.HANGUP:
+            signals.let_go_of_terminal()
+        if is_first():
+            said = "\nstopping after this step; Ctrl-C again stops at once, unsaved"
+            with contextlib.suppress(OSError):  # nobody is there any more: no reason not to save
+                print(said, file=sys.stderr, flush=True)
 
 
 def _is_validation_next(trainer: pl.Trainer) -> bool:

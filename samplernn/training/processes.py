@@ -30,6 +30,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from samplernn import signals
 from samplernn.config import UserError
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ USER_ERROR, PEER_LOST = 2, 3
 """Exit codes of a worker: a mistake of the user's; another worker could not be reached any more."""
 REQUEUE = getattr(signal, "SIGUSR1", signal.SIGTERM)
 """What SLURM sends before a job's time is over (``#SBATCH --signal=USR1@120``): save, queue the job again."""
-_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + REQUEUE)
+_INTERRUPTED = tuple(128 + number for number in (*signals.ENDING, REQUEUE))
 _WAIT_FOR_THE_FIRST = datetime.timedelta(days=30)
 """The first process may decode a corpus for hours while the others wait."""
 _GRACE_SECONDS = 15.0
@@ -109,7 +110,7 @@ def requeue() -> str:
 
 def stop_signals() -> tuple[int, ...]:
     """What makes a run save and leave."""
-    usual = (signal.SIGINT, signal.SIGTERM)
+    usual = signals.ending()
     return (*usual, REQUEUE) if slurm_job() and REQUEUE not in usual else usual
 
 
@@ -182,7 +183,7 @@ def is_peer_lost(error: BaseException) -> bool:
 def train_in_processes(run: Path, task: bytes, devices: int) -> int | None:
     """Start a worker per device for a run, and wait for them.
 
-    SIGINT and SIGTERM are passed on to the workers. When one worker dies, the others are ended too.
+    SIGINT, SIGTERM and SIGHUP are passed on to the workers. When one worker dies, the others are ended too.
 
     Args:
         run: folder of the run.
@@ -244,10 +245,10 @@ class _Worker:
             self.process.stdin.write(task)
             self.process.stdin.flush()
 
-    def has_failed(self, signals: Sequence[int]) -> bool:
+    def has_failed(self, passed_on: Sequence[int]) -> bool:
         """Whether it ended, and neither by finishing nor by a signal that was passed on to it."""
         code = self.process.poll()
-        return bool(code) and code not in _INTERRUPTED and -(code or 0) not in signals
+        return bool(code) and code not in _INTERRUPTED and -(code or 0) not in passed_on
 
     @property
     def lost_another(self) -> bool:
@@ -304,7 +305,7 @@ def _workers(run: Path, task: bytes, devices: int) -> Iterator[list[_Worker]]:
             worker.process.wait()
 
 
-def _wait(workers: Sequence[_Worker], signals: Sequence[int]) -> _Worker | None:
+def _wait(workers: Sequence[_Worker], passed_on: Sequence[int]) -> _Worker | None:
     """Wait until all have ended; returns the one that failed first, if any did."""
     failed: _Worker | None = None
     deadline = math.inf
@@ -312,7 +313,7 @@ def _wait(workers: Sequence[_Worker], signals: Sequence[int]) -> _Worker | None:
         is_over = all(worker.process.poll() is not None for worker in workers) or time.monotonic() > deadline
         for worker in workers:
             # One that lost another comes second, even if it is seen first.
-            if worker.has_failed(signals) and (failed is None or failed.lost_another > worker.lost_another):
+            if worker.has_failed(passed_on) and (failed is None or failed.lost_another > worker.lost_another):
                 failed = worker
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
         if is_over:
@@ -327,15 +328,14 @@ def _passing_signals_on(workers: Sequence[_Worker]) -> Iterator[list[int]]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         passed_on.append(number)
+        if number == signals.HANGUP:
+            signals.let_go_of_terminal()
         for worker in workers:
             worker.process.send_signal(number)
 
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
-        yield passed_on
-        return
-    before = {number: signal.signal(number, pass_on) for number in stop_signals()}
+    handlers = signals.Handlers(stop_signals())
+    handlers.replace(pass_on)
     try:
         yield passed_on
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        handlers.put_back()

@@ -97,8 +97,8 @@ def test_kill_one_of_two(whole_of_two: str, times: int, rng: np.random.Generator
     assert_same("killed-of-two", whole_of_two)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.fault("SIGTERM or SIGINT at a random moment, one process", _SAME, few=1, many=10)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.fault("SIGTERM, SIGINT or SIGHUP at a random moment, one process", _SAME, few=1, many=10)
 def test_signal(whole: str, times: int, rng: np.random.Generator, how: signal.Signals) -> None:
     def hurt(process: subprocess.Popen[str], name: str) -> None:
         _a_moment(rng, process, name)

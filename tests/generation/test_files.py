@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 import wave
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +25,13 @@ from samplernn.audio.sinks import FileSink
 from samplernn.cli import main
 from samplernn.config import UserError
 from samplernn.generation.files import generate, output_paths
-from samplernn.generation.playback import BLOCK_SECONDS, Generator
+from samplernn.generation.playback import BLOCK_SECONDS, Generator, Playback
 from samplernn.generation.prompts import Prompt
 from samplernn.generation.request import Request
 from samplernn.generation.snapshots import Snapshot
 from samplernn.generation.stream import stream
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.signals import ENDING, Handlers
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +182,7 @@ def test_impossible_requests_are_refused(
         generate(checkpoint, tmp_path / "x.wav", **bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_ended_process_leaves_a_file_that_plays(
     trained_run: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -196,7 +199,7 @@ def test_an_ended_process_leaves_a_file_that_plays(
         time.sleep(0.05)
     process.send_signal(how)
     message = process.communicate(timeout=30)[1]
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how]
+    assert process.returncode == -9 if how is signal.SIGKILL else 128 + how
     assert "Traceback" not in message
     written = _wave(path)
     assert len(written) * 2 >= path.stat().st_size - 2 * 4000
@@ -459,6 +462,83 @@ def test_after_ctrl_c_file_and_state_agree(trained_run: Path, checkpoint: Checkp
     second = np.concatenate(list(stream(checkpoint, duration=1.0, from_state=state)), axis=1)[0]
     whole = np.concatenate(list(stream(checkpoint, duration=len(first) / 4000 + 1)), axis=1)[0]
     assert np.array_equal(np.concatenate([first, second]), whole)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_wherever_a_signal_comes_file_sidecar_and_state_agree(
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: signal.Signals,
+    as_python_starts: None,
+) -> None:
+    """While a block is made, written, or counted, or the state is saved; also a second time; by the system's handler."""
+    whole = np.concatenate(list(stream(checkpoint, duration=3)), axis=1)[0]
+    path, state = tmp_path / "x.wav", tmp_path / "x.state"
+    places = [(Playback, "__next__"), (FileSink, "write"), (Snapshot, "save"), (Playback, "snapshot")]
+    for owner, name in places:
+        for signals_at in ([4], [3, 4], [4, 4]):
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, _raising(how, getattr(owner, name), signals_at))
+                with pytest.raises((KeyboardInterrupt, SystemExit)) as caught:
+                    generate(checkpoint, path, 2, save_state=state, every=0.1, overwrite=True, quiet=True)
+            assert how == signal.SIGINT or caught.value.code == 128 + how
+            first = soundfile.read(path, dtype="int16")[0]
+            assert len(first) >= 400
+            assert json.loads(path.with_suffix(".json").read_text())["num_samples"] == len(first)
+            second = np.concatenate(list(stream(checkpoint, duration=0.5, from_state=state)), axis=1)[0]
+            assert np.array_equal(np.concatenate([first, second]), whole[: len(first) + 2000])
+
+
+@pytest.fixture
+def as_python_starts() -> Iterator[None]:
+    """The handlers of a program that has not set any."""
+    handlers = Handlers(ENDING)
+    for number in ENDING:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    handlers.put_back()
+
+
+def _raising(how: signal.Signals, function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    """The function, during whose calls of these numbers a signal comes."""
+    count = 0
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        nonlocal count
+        count += 1
+        for call in calls:
+            if call == count:
+                signal.raise_signal(how)
+        return function(*arguments, **named)
+
+    return wrapped
+
+
+def test_a_signal_before_the_first_block_leaves_no_files(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Snapshot, "save", _raising(signal.SIGINT, Snapshot.save, [1]))
+    with pytest.raises(KeyboardInterrupt):
+        generate(checkpoint, tmp_path / "x.wav", 1, save_state=tmp_path / "x.state", quiet=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.state"}
+    assert Snapshot.load(tmp_path / "x.state").time == 0
+
+
+def test_a_signal_while_the_prompt_is_written_waits_for_its_end(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is behind the prompt, so the file has to be."""
+    path, state = tmp_path / "x.wav", tmp_path / "x.state"
+    prompt = np.arange(-2000, 2000, dtype=np.int16)
+    monkeypatch.setattr(FileSink, "write", _raising(signal.SIGINT, FileSink.write, [1]))
+    with pytest.raises(KeyboardInterrupt):
+        generate(
+            checkpoint, path, 1, prompt=prompt, include_prompt=True, save_state=state, every=1, quiet=True
+        )
+    assert np.array_equal(soundfile.read(path, dtype="int16")[0], prompt)
+    assert json.loads(path.with_suffix(".json").read_text())["num_samples"] == len(prompt)
+    assert Snapshot.load(state).time == 0
 
 
 def test_a_closed_pipe_leaves_a_state_that_goes_on_from_what_was_sent(

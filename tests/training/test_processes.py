@@ -144,22 +144,26 @@ def test_two_processes_leave_what_one_leaves(one: Path, two: Path) -> None:
     assert run.resume("two", {}) is None  # it is finished
 
 
-def test_several_processes_are_stopped_saved_and_resumed_to_the_same_weights(folder: Path, two: Path) -> None:
-    process = _train(folder, "torn", trainer={"devices": 2})
-    _wait_for(Path("runs/torn/checkpoints/last.ckpt"), process)
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+def test_several_processes_are_stopped_saved_and_resumed_to_the_same_weights(
+    folder: Path, two: Path, how: signal.Signals
+) -> None:
+    name = f"torn-by-{how.name}"
+    process = _train(folder, name, trainer={"devices": 2})
+    _wait_for(Path("runs", name, "checkpoints/last.ckpt"), process)
+    process.send_signal(how)
     message = process.communicate(timeout=WAIT)[1]
-    assert process.returncode == 128 + signal.SIGINT, message
+    assert process.returncode == 128 + how, message
     assert message.count("stopping after this step") == 1
-    assert "stopped by SIGINT, saved. Continue with: samplernn train --resume --name torn" in message
-    assert _workers("torn") == {}
-    saved = torch.load("runs/torn/checkpoints/last.ckpt", weights_only=True)
+    assert f"stopped by {how.name}, saved. Continue with: samplernn train --resume --name {name}" in message
+    assert _workers(name) == {}
+    saved = torch.load(Path("runs", name, "checkpoints/last.ckpt"), weights_only=True)
     assert saved["global_step"] < 300
     assert saved["lane_state"]["lanes"][0].shape[0] == 2  # rows of both processes
-    resumed = run.resume("torn", {})
+    resumed = run.resume(name, {})
     assert resumed is not None
     assert resumed.step == 300
-    expected, got = _weights(two), _weights(Path("runs/torn"))
+    expected, got = _weights(two), _weights(Path("runs", name))
     assert all(torch.equal(expected[key], got[key]) for key in expected)
 
 

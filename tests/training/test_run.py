@@ -14,6 +14,7 @@ import sys
 import time
 import wave
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_resuming_what_does_not_exist_is_refused(tmp_path: Path, monkeypatch: py
         run.resume("nobody", {})
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
@@ -591,3 +592,23 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_run_trains_outside_the_main_thread(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `wandb.agent(function=…)`: there, signals are somebody else's, before, during and after."""
+    monkeypatch.chdir(tmp_path)
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    during: list[object] = []
+    on_train_end = TrainingModule.on_train_end
+    monkeypatch.setattr(
+        TrainingModule,
+        "on_train_end",
+        lambda self: (during.append(signal.getsignal(signal.SIGTERM)), on_train_end(self)),
+    )
+    with ThreadPoolExecutor(1) as other:
+        outcome = other.submit(run.start, clips, _config(), "thread").result()
+    assert outcome.step == 6
+    assert during == [before[signal.SIGTERM]]
+    assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from samplernn.generation.engines import cpu_program
 from samplernn.generation.engines.base import PREFILL_CHUNK, EngineState, require_one
+from samplernn.generation.engines.cpu_cache import KEPT
 from samplernn.generation.engines.cpu_weights import PackedNetwork, round_up
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN, State
@@ -101,17 +102,24 @@ class CpuEngine:
         self._state = state
 
     def _load_program(self) -> None:
-        """Compile the program, or load it from disk; say so if that takes a while."""
-        said = "compiling the engine for this machine: once, about 15 s …"
+        """Compile the program, or load it from disk; say so if that takes a while or is done each time."""
+        said = f"each time, for {KEPT.problem}" if KEPT.problem else "once"
+        said = f"compiling the engine for this machine: {said}, about 15 s …"
         notice = threading.Timer(1.0, lambda: print(said, file=sys.stderr, flush=True))
         notice.start()
+        was_kept = not KEPT.problem
         try:
-            self.start(1)
-            self.score(torch.zeros(1, self.lookback, dtype=torch.int64))
+            KEPT.call(self._run_once)
         finally:
             notice.cancel()
+        if was_kept and KEPT.problem:
+            print(f"the engine will be compiled each time, for {KEPT.problem}", file=sys.stderr, flush=True)
         self._paces.clear()
         self.start(1)
+
+    def _run_once(self) -> None:
+        self.start(1)
+        self.score(torch.zeros(1, self.lookback, dtype=torch.int64))
 
     def _run(
         self, length: int, choice: cpu_program.Choice, given: NDArray[np.int64] | None

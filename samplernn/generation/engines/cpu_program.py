@@ -17,9 +17,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
+from samplernn.generation.engines.cpu_cache import KEPT
 from samplernn.generation.engines.cpu_kernels import (
     ROWS,
     as_bits,
@@ -173,12 +174,12 @@ def compiled(function: Function) -> Function:
 
     Without reference counts too: threads that share arrays would spend their time counting.
     """
-    return njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(function)
+    return KEPT.compiled(function, nogil=True, error_model="numpy", _nrt=False)
 
 
 def compiled_reordering(function: Function) -> Function:
     """The same for what has no order and no NaN: maxima, and sums that need not be exact."""
-    return njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc"}, _nrt=False)(function)
+    return KEPT.compiled(function, nogil=True, fastmath={"nnan", "nsz", "reassoc"}, _nrt=False)
 
 
 # -- arithmetic ---------------------------------------------------------------------------------------

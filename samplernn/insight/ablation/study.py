@@ -20,7 +20,7 @@ import filelock
 import torch
 import yaml
 
-from samplernn import __version__, plots
+from samplernn import __version__, plots, signals
 from samplernn.audio.corpus import prepare, split
 from samplernn.config import Config, UserError, from_dict, one_line, to_dict
 from samplernn.generation.engines import open_engine
@@ -177,8 +177,8 @@ class Study:
         if code == 0:
             reason = str(runs.read(self.out / "runs" / name).facts.get("reason", ""))
             return f"ended before its budget: {reason}" if reason.startswith(_EARLY_ENDS) else None
-        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            raise Stopped(code - 128)
+        if (number := code - 128 if code > 0 else -code) in signals.ENDING:
+            raise Stopped(number)
         if code < 0:
             return f"killed by signal {-code}; perhaps there is too little memory"
         with log.open("rb") as heard:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from samplernn import signals
 from samplernn.config import UserError
 
 _Answer = TypeVar("_Answer")
@@ -49,7 +50,9 @@ def in_fresh_process(work: Callable[..., _Answer], *arguments: Any) -> _Answer:
 
 
 def _answer(sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the parent ends this process
+    for number in (signal.SIGINT, signals.HANGUP):  # a terminal sends them to both
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)  # the parent ends this process
     try:
         answer = work(*arguments)
     except UserError as error:
