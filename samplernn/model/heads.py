@@ -20,11 +20,12 @@ def softmax_nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         mask: bool ``[B, T]``, True where the sample is real.
 
     Returns:
-        A float32 scalar (exact zero, with a gradient, if nothing is real).
+        A scalar, float32, or float64 if the logits are (exact zero, with a gradient, if nothing is real).
     """
     with torch.autocast(
         logits.device.type, enabled=False
     ):  # it would make a float32 copy of the logits first
-        log_p = torch.log_softmax(logits.flatten(0, 1), dim=1, dtype=torch.float32)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        log_p = torch.log_softmax(logits.flatten(0, 1), dim=1, dtype=wide)
         nll = F.nll_loss(log_p, targets.flatten(), reduction="none")
         return (nll * mask.flatten()).sum()

@@ -107,15 +107,16 @@ def footprint(step: RandomStep) -> Footprint:
     """Count what training with the configuration of this step takes, whatever its lanes.
 
     What autograd keeps grows by the same amount with each further frame, whether it belongs to a longer
-    chunk or to another lane, so two short passes tell all.
+    chunk or to another lane, so two short passes tell all. They are of two lanes: a single one needs no
+    copies to lie as the next layer reads it.
     """
     config, shortest = step.config, step.config.model.lookback
-    one, two = (step.saved_bytes(1, n * shortest) for n in (1, 2))
-    per_frame = max(0, two - one)
+    one, two = (step.saved_bytes(2, n * shortest) for n in (1, 2))
+    per_frame = max(0, two - one) / 2
     process = PROCESS_BYTES if step.device.type == "cpu" else _GPU_CONTEXT_BYTES
     weights = _WEIGHT_COPIES * 4 * sum(parameter.numel() for parameter in step.model.parameters())
     return Footprint(
-        fixed=process + weights + _SAVED_COPIES * (one - per_frame),
+        fixed=process + weights + _SAVED_COPIES * (one - 2 * per_frame),
         lane=_SAVED_COPIES * per_frame * (config.data.tbptt_len // shortest),
         validated_sample=_VALIDATION_COPIES * 4 * config.model.dim,
     )

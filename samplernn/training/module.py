@@ -28,6 +28,7 @@ from samplernn.model.network import SampleRNN, State
 from samplernn.training.agreement import Agreed, Agreement
 from samplernn.training.data import lane_loader
 from samplernn.training.gradients import Gradients, fused_optimizer_works, keep_fused
+from samplernn.training.precision import precision
 from samplernn.training.scoring import Batch, BitCount, score_chunk
 
 STATE = "lane_state"
@@ -235,6 +236,8 @@ class TrainingModule(pl.LightningModule):
 
         The average begins with them where the run had none so far.
         """
+        if precision(self.config) == "64-true":  # Lightning would convert only what float32 has rounded
+            self.double()
         saved = checkpoint[STATE]
         average = checkpoint["state_dict"]
         checkpoint["state_dict"] = weights = saved.get("weights", average)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from samplernn.config import Config
+from samplernn.model.cells.torch_backed import has_narrow_lstm
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 
@@ -26,6 +27,24 @@ def precision(config: Config) -> Precision:
     else:
         has_bfloat16 = accelerator in ("auto", "cpu") and _cpu_multiplies_bfloat16()
     return "bf16-mixed" if has_bfloat16 else "32-true"
+
+
+def left_wide(config: Config, device: torch.device) -> str | None:
+    """A line about what is computed in float32 although the run's precision is narrower; None if nothing is.
+
+    Args:
+        config: of the run.
+        device: that it trains on.
+    """
+    arithmetic = precision(config)
+    if config.model.rnn != "lstm" or device.type != "cpu" or not arithmetic.endswith("-mixed"):
+        return None
+    if has_narrow_lstm(torch.bfloat16):  # Lightning takes that for 16-mixed, too
+        return None
+    return (
+        f"trainer.precision {arithmetic}: PyTorch has no LSTM in bfloat16 for this processor, so the LSTM is "
+        "computed in float32"
+    )
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -32,6 +32,7 @@ from samplernn.training.folder import RunFolder, damage_of, free_name, names, ne
 from samplernn.training.hardware import hardware, revision
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import STATE, TrainingModule
+from samplernn.training.precision import left_wide
 from samplernn.training.processes import (
     ProcessDied,
     Team,
@@ -242,7 +243,7 @@ def _lead(
             prepared = claim_and_prepare()
             if prepared is None:
                 return None
-            _introduce(prepared)
+            _introduce(prepared, trainer.strategy.root_device)
             _train_in_processes(prepared, trainer.num_devices)
             return _judge(prepared)
         until_the_end.enter_context(taking_leave())
@@ -250,7 +251,7 @@ def _lead(
         prepared = team.lead(claim_and_prepare)
         if prepared is None:
             return None
-        _introduce(prepared)
+        _introduce(prepared, trainer.strategy.root_device)
         work(prepared)
         return team.lead(lambda: _judge(prepared))
 
@@ -406,7 +407,7 @@ def _limit_reached(limits: TrainerConfig, step: int, seconds: float) -> str | No
     return "trainer.max_time is reached" if seconds >= limits.max_seconds else None
 
 
-def _introduce(prepared: Prepared) -> None:
+def _introduce(prepared: Prepared, device: torch.device) -> None:
     """Say what was found in the folder, what is about to be trained, and what it must beat.
 
     Raises:
@@ -431,6 +432,8 @@ def _introduce(prepared: Prepared) -> None:
         f"model: {config.model.n_tiers} tiers, {parameters / 1e6:.2f} M parameters; {steps} "
         f"steps of {config.data.lanes} x {config.data.tbptt_len} samples per epoch"
     )
+    if wide := left_wide(config, device):
+        say(wide)
     baselines = prepared.baselines
     say(
         f"baselines in bits per sample: uniform {baselines.uniform:.3f}, unigram {baselines.unigram:.3f}, "

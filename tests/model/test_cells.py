@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samplernn.config import CELLS, ModelConfig, UserError
-from samplernn.model.cells import RNN, matrices, mingru
+from samplernn.model.cells import RNN, matrices, mingru, torch_backed
 from samplernn.model.cells.simple import reservoir
 from samplernn.model.network import SampleRNN
 
@@ -230,6 +230,41 @@ def test_mixed_precision_is_near_in_values_and_gradients_and_keeps_state_and_par
     for exact, mixed in zip(*found, strict=True):
         assert exact is not None
         assert 0 < (mixed - exact).norm() < 0.03 * exact.norm()
+
+
+@pytest.mark.parametrize("options", [{}, {"rnn_weight_norm": True}])
+def test_an_lstm_is_computed_in_float32_where_autocast_has_none(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Whatever enters it: float32, or what autocast has narrowed."""
+    monkeypatch.setattr(torch_backed, "has_narrow_lstm", lambda dtype: False)
+    rnn = random_rnn("lstm", torch.float32, n_rnn=2, **options)
+    x, state = inputs_of(rnn, torch.float32)
+    for inputs in (x, x.bfloat16()):
+        expected = rnn(inputs.float(), state)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = rnn(inputs, state)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_a_processor_is_asked_for_a_narrow_lstm_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no random numbers, and is no part of what autograd keeps for others."""
+    ask = torch_backed.has_narrow_lstm.__wrapped__
+    before = torch.get_rng_state()
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
+        answer = ask(torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert saved == []
+
+    def without(*arguments: Any) -> None:
+        raise RuntimeError(
+            "could not create a primitive descriptor for the LSTM forward propagation primitive"
+        )
+
+    monkeypatch.setattr(torch, "lstm", without)
+    assert ask(torch.bfloat16) is False
+    assert answer in (True, False)
 
 
 @pytest.mark.parametrize("name", CELLS)

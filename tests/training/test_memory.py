@@ -16,9 +16,11 @@ from tests.conftest import TOY
 CPU = torch.device("cpu")
 
 
-def test_saved_bytes_grow_with_samples_whether_lanes_or_length(toy_config: Config) -> None:
-    step = RandomStep(toy_config, CPU)
-    a, b, c, d = (step.saved_bytes(*size) for size in [(1, 64), (1, 128), (1, 640), (10, 64)])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_saved_bytes_grow_with_samples_whether_lanes_or_length(precision: str) -> None:
+    """From the second lane on: a single one needs no copies, in float32, to lie as the next layer reads it."""
+    step = RandomStep(from_dict(Config, merged(TOY, {"trainer": {"precision": precision}})), CPU)
+    a, b, c, d = (step.saved_bytes(*size) for size in [(2, 64), (2, 128), (2, 640), (20, 64)])
     assert b > a
     assert c == pytest.approx(a + 9 * (b - a), rel=0.01)
     assert d == pytest.approx(c, rel=0.02)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,35 @@ def test_each_key_trains_resumes_exports_and_generates(
     audio = [sf.read(paths[0])[0] for paths in written]
     assert len(audio[0]) == 400
     assert np.array_equal(*audio)
+
+
+_NARROW = """
+import sys
+from samplernn.training import run
+from samplernn.model.cells.torch_backed import has_narrow_lstm
+from tests.training.test_original import _config
+import torch
+
+assert not has_narrow_lstm(torch.bfloat16)
+run.start(sys.argv[1], _config("lstm", 2), "narrow", quiet=False)
+assert run.resume("narrow", {"trainer": {"max_steps": 4}}, quiet=True).step == 4
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN can hide what x86 has")
+def test_an_lstm_trains_in_bfloat16_where_the_processor_has_none(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a oneDNN that is told not to use AVX-512, as on many desktop processors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    command = [sys.executable, "-c", _NARROW, str(clips)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("PyTorch has no LSTM in bfloat16 for this processor") == 1
+    weights = load("runs/narrow/checkpoints/last.ckpt").weights
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 def test_what_looks_inside_serves_them_all(

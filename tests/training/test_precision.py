@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from samplernn.config import Config, TrainerConfig
+from samplernn.config import Config, ModelConfig, TrainerConfig
 from samplernn.training import precision as module
-from samplernn.training.precision import precision
+from samplernn.training.precision import left_wide, precision
 from samplernn.training.trainer import make_trainer
 
 
@@ -33,3 +35,25 @@ def test_auto_asks_the_gpu_if_there_is_one(
 
 def test_a_precision_that_is_asked_for_is_taken() -> None:
     assert precision(Config(trainer=TrainerConfig(precision="64-true"))) == "64-true"
+
+
+@pytest.mark.parametrize(
+    ("rnn", "arithmetic", "device", "is_said"),
+    [
+        ("lstm", "bf16-mixed", "cpu", True),
+        ("lstm", "bf16-true", "cpu", False),
+        ("lstm", "32-true", "cpu", False),
+        ("lstm", "bf16-mixed", "cuda", False),
+        ("gru", "bf16-mixed", "cpu", False),
+    ],
+)
+def test_an_lstm_that_stays_in_float32_is_said(
+    monkeypatch: pytest.MonkeyPatch, rnn: Any, arithmetic: Any, device: str, is_said: bool
+) -> None:
+    config = Config(model=ModelConfig(rnn=rnn), trainer=TrainerConfig(precision=arithmetic))
+    monkeypatch.setattr(module, "has_narrow_lstm", lambda dtype: True)
+    assert left_wide(config, torch.device(device)) is None
+    monkeypatch.setattr(module, "has_narrow_lstm", lambda dtype: False)
+    said = left_wide(config, torch.device(device))
+    assert (said is not None) == is_said
+    assert said is None or said.startswith("trainer.precision bf16-mixed: PyTorch has no LSTM in bfloat16")

@@ -175,6 +175,25 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     assert steps == sorted(set(steps))
 
 
+def test_a_run_of_64_bits_resumes_with_all_of_them(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def config(max_steps: int) -> Config:
+        options = {"optim": {"schedule": "constant"}, "samples": {"num": 0}}
+        options["trainer"] = {"max_steps": max_steps, "precision": "64-true"}
+        return from_dict(Config, merged(TOY, options))
+
+    run.start(clips, config(4), "whole", quiet=True)
+    run.start(clips, config(2), "parts", quiet=True)
+    run.resume("parts", {"trainer": {"max_steps": 4}}, quiet=True)
+    expected, got = (_last(Path("runs") / name)["state_dict"] for name in ("whole", "parts"))
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    output = expected["model.sample_level_mlp.output.weight"]
+    assert not torch.equal(output, output.float().double())
+
+
 def test_resuming_across_the_ends_of_epochs_is_exact(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,9 +457,11 @@ def _bias(weights: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_a_run_that_stopped_improving_gets_another_chance_when_resumed(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At a rate that rounding takes away nothing improves, on any processor."""
     monkeypatch.chdir(tmp_path)
-    options = {"trainer": {"max_steps": -1, "val_check_interval": 2}, "optim": {"lr": 10.0, "patience": 2}}
+    options = {"trainer": {"max_steps": -1, "val_check_interval": 2}, "optim": {"lr": 1e-30, "patience": 2}}
     stopped = run.start(clips, from_dict(Config, merged(TOY, options)), "stuck")
+    assert stopped.step == 6  # of three validations the first is the best, and two follow
     again = run.resume("stuck", {"optim": {"patience": 4}})
     assert again is not None
     assert again.step == stopped.step + 8  # four validations, two steps apart

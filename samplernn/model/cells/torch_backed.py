@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -100,7 +101,8 @@ class LSTM(TorchLayer):
         c_t = f_t * c_{t-1} + i_t * tanh(W_c x_t + b_c + U_c h_{t-1} + d_c)
         h_t = o_t * tanh(c_t)
 
-    W LeCun-uniform, U orthogonal per gate, b and d zero but for b_f, `forget_bias`.
+    W LeCun-uniform, U orthogonal per gate, b and d zero but for b_f, `forget_bias`. Under autocast on a CPU
+    that has no narrow LSTM it is computed as if there were no autocast (see `has_narrow_lstm`).
     """
 
     vectors: ClassVar[int] = 2
@@ -118,6 +120,37 @@ class LSTM(TorchLayer):
 def trains_on_cpu(x: Tensor) -> bool:
     """Whether `GRULayer` is the faster one."""
     return x.device.type == "cpu" and torch.is_grad_enabled()
+
+
+@functools.cache
+def has_narrow_lstm(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's LSTM trains on this CPU under autocast to a narrow dtype.
+
+    oneDNN has a bfloat16 LSTM only for processors with AVX-512, and only a failure says so. So it is tried, once
+    per process. Draws no random numbers; hooks on what autograd saves are not called.
+
+    Args:
+        dtype: that autocast computes products in, such as `torch.bfloat16`.
+    """
+    cpu, sizes = torch.device("cpu"), ((4, 1), (4, 1), (4,), (4,))
+    own_hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    autocast = torch.autocast("cpu", dtype, cache_enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), own_hooks, autocast:
+        weights = [torch.zeros(size, device=cpu, requires_grad=True) for size in sizes]
+        state = torch.zeros(1, 1, 1, device=cpu)
+        try:
+            hidden, *_ = torch.lstm(state, (state, state), weights, True, 1, 0.0, True, False, True)
+            hidden.float().sum().backward()
+        except RuntimeError:
+            return False
+    return True
+
+
+def _is_too_narrow(layers: nn.RNNBase, x: Tensor) -> bool:
+    """Whether autocast would ask this CPU for an LSTM that it does not have."""
+    if not isinstance(layers, nn.LSTM) or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return False
+    return not has_narrow_lstm(torch.get_autocast_dtype("cpu"))
 
 
 def _names(index: int) -> tuple[str, ...]:
@@ -155,6 +188,9 @@ def through_torch(
     Returns:
         The top layer's hidden vectors ``[B, F, D]`` and the state after the last frame.
     """
+    if _is_too_narrow(layers, x):
+        with torch.autocast("cpu", enabled=False):
+            return through_torch(layers, x.to(next(layers.parameters()).dtype), state, lengths)
     vectors = state.to(x.dtype).permute(1, 2, 0, 3).contiguous()  # [S, layers, B, D]
     last: Sequence[Tensor]
     if lengths:  # on other weights than those that the layers hold
