@@ -56,7 +56,7 @@ class Handlers:
             found = {number: signal.getsignal(number) for number in numbers}
             self.before = {number: handler for number, handler in found.items() if handler is not None}
 
-    def replace(self, handler: Handler) -> None:
+    def replace(self, handler: Handler | signal.Handlers) -> None:
         """Let this one handle them all."""
         for number in self.before:
             signal.signal(number, handler)
@@ -65,6 +65,20 @@ class Handlers:
         """Let them be handled as they were."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Inside, signals that end a command end this process by the system's own handler.
+
+    For waiting inside a library: there, Python hears of no signal until it is over. Nothing is cleaned up.
+    """
+    handlers = Handlers(ending())
+    handlers.replace(signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        handlers.put_back()
 
 
 def exit_when_asked() -> None:

@@ -40,6 +40,10 @@ USER_ERROR, PEER_LOST = 2, 3
 REQUEUE = getattr(signal, "SIGUSR1", signal.SIGTERM)
 """What SLURM sends before a job's time is over (``#SBATCH --signal=USR1@120``): save, queue the job again."""
 _INTERRUPTED = tuple(128 + number for number in (*signals.ENDING, REQUEUE))
+_SPECIAL_STEPS = 2**32 - 16
+"""From here on, a step's number says that it is the script or the shell of an allocation."""
+_SAY_SO_SECONDS = 20.0
+"""A process that waits for the others for so long says so."""
 _WAIT_FOR_THE_FIRST = datetime.timedelta(days=30)
 """The first process may decode a corpus for hours while the others wait."""
 _GRACE_SECONDS = 15.0
@@ -75,12 +79,37 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     if "RANK" in environment and "WORLD_SIZE" in environment:
         world_size = int(environment["WORLD_SIZE"])
         devices = int(environment.get("LOCAL_WORLD_SIZE", world_size))
-    elif "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    elif _is_of_srun(environment):
         world_size = int(environment.get("SLURM_NTASKS", 1))
         devices = world_size // int(environment.get("SLURM_NNODES", 1))
     else:
         return None
     return Launch(world_size, devices, world_size // devices) if world_size > 1 else None
+
+
+def _is_of_srun(environment: Mapping[str, str]) -> bool:
+    """Whether srun has started this process, as one of several.
+
+    SLURM sets ``SLURM_NTASKS`` in the whole allocation, so also in a batch script, in a shell and in a
+    notebook, of which there is only one. A step is what srun makes of a command; the script and the shell of
+    an allocation may be counted as steps, with numbers from the end of what 32 bits hold.
+    """
+    step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
+    is_step = step.isdecimal() and int(step) < _SPECIAL_STEPS
+    is_shell = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    is_alone = environment.get("SLURM_STEP_NUM_TASKS") == "1"
+    return is_step and "SLURM_PROCID" in environment and not is_shell and not is_alone
+
+
+def idle_tasks(environment: Mapping[str, str] = os.environ) -> str:
+    """A line about tasks of a SLURM allocation that this process, being alone, does not use; or nothing."""
+    tasks = environment.get("SLURM_NTASKS", "")
+    if "RANK" in environment or launch(environment) or not tasks.isdecimal() or int(tasks) < 2:
+        return ""
+    return (
+        f"SLURM has {tasks} tasks for this job, but srun did not start this process: it trains without the "
+        "others. To use them all: srun samplernn train …"
+    )
 
 
 def slurm_job(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -122,16 +151,22 @@ def is_first() -> bool:
 class Team:
     """The processes that a launcher started, once they are connected; a single process is a team of one.
 
+    While it waits for another process there is nothing that could be lost, and a signal ends it at once.
+
     Args:
         trainer: connects them; its strategy's process group is the one that training uses.
+
+    Raises:
+        UserError: the others do not come.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self.rank, self._group = 0, None
         if trainer.world_size > 1:
-            trainer.strategy.setup_environment()
+            with _waiting_for_others(trainer.world_size), signals.at_once():
+                trainer.strategy.setup_environment()
+                self._group = torch.distributed.new_group(backend="gloo", timeout=_WAIT_FOR_THE_FIRST)
             self.rank = trainer.global_rank
-            self._group = torch.distributed.new_group(backend="gloo", timeout=_WAIT_FOR_THE_FIRST)
 
     def lead(self, work: Callable[[], T]) -> T:
         """The first process works, the others wait; all get the result, or the same UserError."""
@@ -143,12 +178,40 @@ class Team:
                 said[0] = work()
             except BaseException as error:
                 said[1] = error if isinstance(error, UserError) else UserError("the first process failed")
-                torch.distributed.broadcast_object_list(said, src=0, group=self._group)
+                self._share(said)
                 raise
-        torch.distributed.broadcast_object_list(said, src=0, group=self._group)
+        self._share(said)
         if said[1] is not None:
             raise said[1]
         return said[0]
+
+    def _share(self, said: list[Any]) -> None:
+        """Give all processes what the first has in this list."""
+        with signals.at_once():
+            torch.distributed.broadcast_object_list(said, src=0, group=self._group)
+
+
+@contextlib.contextmanager
+def _waiting_for_others(world_size: int) -> Iterator[None]:
+    """Say so if it takes a while. Raises UserError if it fails."""
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    who = f"process {rank + 1} of {world_size}"
+    said = f"{who} waits for the others; does the launcher (srun, torchrun) start them all?"
+    notice = threading.Timer(_SAY_SO_SECONDS, lambda: print(said, file=sys.stderr, flush=True))
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_peer_lost(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{who} cannot reach the others ({reason}); the launcher (srun, torchrun) has to start them all, "
+            f"and MASTER_ADDR ({os.environ.get('MASTER_ADDR')}) to be the first one's machine"
+        ) from error
+    finally:
+        notice.cancel()
 
 
 @contextlib.contextmanager
@@ -169,7 +232,8 @@ def taking_leave() -> Iterator[None]:
         if torch.distributed.is_initialized():
             with contextlib.suppress(Exception):
                 if is_agreed:
-                    torch.distributed.barrier()
+                    with signals.at_once():
+                        torch.distributed.barrier()
                 torch.distributed.destroy_process_group()
 
 

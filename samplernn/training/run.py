@@ -36,6 +36,7 @@ from samplernn.training.precision import left_wide
 from samplernn.training.processes import (
     ProcessDied,
     Team,
+    idle_tasks,
     is_first,
     is_peer_lost,
     launch,
@@ -422,6 +423,8 @@ def _introduce(prepared: Prepared, device: torch.device) -> None:
     parts = list(_describe_parts(prepared))
     if prepared.quiet:
         return
+    if idle := idle_tasks():
+        say(idle)
     minutes = corpus.duration / 60
     say(f"{one_line(str(corpus.folder))}: {len(corpus.files)} files, {minutes:.1f} minutes usable")
     say(f"split: {', '.join(parts)}")

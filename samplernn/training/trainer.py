@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -72,7 +73,7 @@ def make_trainer(
             num_sanity_val_steps=0,
             callbacks=callbacks,
             logger=loggers or False,
-            plugins=[CheckpointFile()],
+            plugins=[CheckpointFile(), *_environment()],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -111,6 +112,14 @@ def _devices(config: Config) -> tuple[int | str, int]:
     return devices, num_nodes
 
 
+def _environment() -> list[Any]:
+    """What keeps Lightning from waiting for processes that nobody has started.
+
+    It takes any process of a SLURM allocation of several tasks for one of several.
+    """
+    return [LightningEnvironment()] if launch() is None else []
+
+
 def _strategy(config: Config, devices: int | str, num_nodes: int) -> DDPStrategy | str:
     """DDP among several processes.
 
@@ -136,6 +145,7 @@ def _count(config: Config, devices: int | str) -> int:
     probe = pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=devices,
+        plugins=_environment(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

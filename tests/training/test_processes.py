@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,8 +21,8 @@ import soundfile
 import torch
 
 from samplernn.config import Config, UserError, from_dict, merged
-from samplernn.training import run
-from samplernn.training.processes import Launch, launch
+from samplernn.training import processes, run
+from samplernn.training.processes import Launch, idle_tasks, launch
 from samplernn.training.trainer import make_trainer
 from tests.conftest import TOY, toy_arguments
 
@@ -328,6 +330,8 @@ def test_srun_starts_the_processes(
         "SLURM_NODELIST": "127.0.0.1",
         "SLURM_JOB_ID": "123456",
         "SLURM_JOB_NAME": "train",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
     }
     processes = [
         _start(
@@ -344,19 +348,98 @@ def test_srun_starts_the_processes(
     assert all(torch.equal(expected[key], got[key]) for key in expected)
 
 
+_STEP = {"SLURM_STEP_ID": "0"}
+"""Of a command that srun has started."""
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, None),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, Launch(8, 4, 2)),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, None),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, Launch(8, 4, 2)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "bash"}, None),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, None),
+        ({**_STEP, "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, Launch(8, 4, 2)),
+        ({**_STEP, "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "bash"}, None),
+        ({**_STEP, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, None),
+        ({"SLURM_STEPID": "3", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Launch(2, 2, 1)),
+        ({"SLURM_STEPID": "3", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, None),  # the script of sbatch
+        ({"SLURM_STEP_ID": "4294967291", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, None),
+        ({"SLURM_NTASKS": "2"}, None),  # a shell of salloc
     ],
 )
 def test_launchers_are_recognised(environment: dict[str, str], expected: Launch | None) -> None:
     assert launch(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "tasks"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 2),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive"}, 4),
+        ({**_STEP, "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_NTASKS": "2", "RANK": "0", "WORLD_SIZE": "1"}, None),  # torchrun in an allocation
+    ],
+)
+def test_idle_tasks_are_named(environment: dict[str, str], tasks: int | None) -> None:
+    said = idle_tasks(environment)
+    assert said.startswith(f"SLURM has {tasks} tasks for this job") if tasks else said == ""
+
+
+def test_a_slurm_allocation_without_srun_trains_in_this_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for key in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.setenv(key, "2")
+    for key in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        monkeypatch.setenv(key, "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "123456")
+    assert run.start(folder, from_dict(Config, TOY), "alone").step == 6
+    assert capfd.readouterr().err.count("To use them all: srun samplernn train") == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_whose_others_never_come_can_be_ended(
+    folder: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    """While the first of two waits, it listens; Python hears of no signal then."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    lonely = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}
+    process = _start("-m", "samplernn", "train", str(folder), *_arguments(), env={**lonely, **place})
+    deadline = time.monotonic() + WAIT
+    while True:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(how)
+    message = process.communicate(timeout=20)[1]
+    assert process.returncode in (-how, 128 + how)
+    assert "Traceback" not in message
+
+
+def test_others_that_never_come_are_one_line_in_the_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "_SAY_SO_SECONDS", 0.0)
+    monkeypatch.setenv("RANK", "1")
+
+    def wait() -> None:
+        with processes._waiting_for_others(3):
+            time.sleep(0.2)
+            raise torch.distributed.DistStoreError("it takes\ntoo long")
+
+    with pytest.raises(UserError, match=r"process 2 of 3 cannot reach the others \(it takes too long\)"):
+        wait()
+    assert "process 2 of 3 waits for the others" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
