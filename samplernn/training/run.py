@@ -21,7 +21,7 @@ from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
 from samplernn.audio.health import remarks
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
-from samplernn.model.checkpoint import Checkpoint, load
+from samplernn.model.checkpoint import Checkpoint, load, read_saved
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
 from samplernn.training.auto_lanes import resolve
@@ -355,7 +355,7 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
         run.write_facts(about=about)
     last, step, num_processes = _whole_checkpoint(run), 0, None
     if last:
-        saved = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+        saved = read_saved(last)
         step, num_processes = saved["global_step"], saved[STATE]["processes"]
         if reached := _limit_reached(config.trainer, step, saved[STATE]["seconds"]):
             return step, reached

@@ -24,6 +24,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from samplernn.audio.corpus import Split, locate, prepare
+from samplernn.audio.shards import open_samples
 from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
 from samplernn.generation.envelopes import envelopes
 from samplernn.generation.playback import Generator
@@ -191,6 +192,13 @@ def test_a_run_of_64_bits_resumes_with_all_of_them(
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     output = expected["model.sample_level_mlp.output.weight"]
     assert not torch.equal(output, output.float().double())
+
+
+def test_a_run_trains_and_resumes_where_files_cannot_be_mapped(run_copy: Path, no_mmap: None) -> None:
+    open_samples.cache_clear()
+    again = run.resume("toy", {"trainer": {"max_steps": 8}})
+    assert again is not None
+    assert (again.step, len(_rows(run_copy))) == (8, 4)
 
 
 def test_resuming_across_the_ends_of_epochs_is_exact(

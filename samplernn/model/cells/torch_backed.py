@@ -126,8 +126,8 @@ def trains_on_cpu(x: Tensor) -> bool:
 def has_narrow_lstm(dtype: torch.dtype) -> bool:
     """Whether PyTorch's LSTM trains on this CPU under autocast to a narrow dtype.
 
-    oneDNN has a bfloat16 LSTM only for processors with AVX-512, and only a failure says so. So it is tried, once
-    per process. Draws no random numbers; hooks on what autograd saves are not called.
+    oneDNN has a bfloat16 LSTM only for processors with AVX-512, and only a failure says so. So it is tried,
+    once per process. Draws no random numbers; hooks on what autograd saves are not called.
 
     Args:
         dtype: that autocast computes products in, such as `torch.bfloat16`.
