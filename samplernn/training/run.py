@@ -355,9 +355,8 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
         run.write_facts(about=about)
     last, step, num_processes = _whole_checkpoint(run), 0, None
     if last:
-        saved = read_saved(last)
-        step, num_processes = saved["global_step"], saved[STATE]["processes"]
-        if reached := _limit_reached(config.trainer, step, saved[STATE]["seconds"]):
+        step, num_processes, seconds = _progress_of(last)
+        if reached := _limit_reached(config.trainer, step, seconds):
             return step, reached
         if not quiet:
             say(f"continuing from {last}, step {step}")
@@ -398,6 +397,16 @@ def _whole_checkpoint(run: RunFolder) -> Path | None:
             "generate, but to train, start a new run"
         )
     return None
+
+
+def _progress_of(checkpoint: Path) -> tuple[int, int, float]:
+    """Steps, processes and seconds of training so far.
+
+    Nothing of the file stays mapped into memory: training is about to replace it, which Windows refuses then,
+    and a network disk would keep the old one.
+    """
+    saved = read_saved(checkpoint)
+    return saved["global_step"], saved[STATE]["processes"], saved[STATE]["seconds"]
 
 
 def _limit_reached(limits: TrainerConfig, step: int, seconds: float) -> str | None:

@@ -34,7 +34,7 @@ from samplernn.model.network import SampleRNN, State
 from samplernn.training import run
 from samplernn.training.folder import RunFolder
 from samplernn.training.module import TrainingModule
-from samplernn.training.scoring import quick_check, score_chunk, score_spans
+from samplernn.training.scoring import Batch, quick_check, score_chunk, score_spans
 from tests.conftest import TOY, toy_arguments
 
 
@@ -199,6 +199,22 @@ def test_a_run_trains_and_resumes_where_files_cannot_be_mapped(run_copy: Path, n
     again = run.resume("toy", {"trainer": {"max_steps": 8}})
     assert again is not None
     assert (again.step, len(_rows(run_copy))) == (8, 4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
+def test_no_checkpoint_stays_mapped_while_a_resumed_run_trains(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped: list[list[str]] = []
+    training_step = TrainingModule.training_step
+
+    def watched(self: TrainingModule, batch: Batch, index: int) -> torch.Tensor:
+        mapped.append([line for line in Path("/proc/self/maps").read_text().splitlines() if ".ckpt" in line])
+        return training_step(self, batch, index)
+
+    monkeypatch.setattr(TrainingModule, "training_step", watched)
+    run.resume("toy", {"trainer": {"max_steps": 8}})
+    assert mapped == [[], []]
 
 
 def test_resuming_across_the_ends_of_epochs_is_exact(
