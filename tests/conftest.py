@@ -12,12 +12,16 @@ import torch
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels run in its interpreter
     os.environ["TRITON_INTERPRET"] = "1"
 
+import errno
+import mmap
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 
 import samplernn
 from samplernn.audio import corpus
@@ -106,6 +110,26 @@ def run_copy(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(trained_run, tmp_path / "runs" / "toy")
     monkeypatch.chdir(tmp_path)
     return Path("runs/toy")
+
+
+@pytest.fixture
+def no_mmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that cannot map files, as some FUSE, network and container file systems."""
+    reason = os.strerror(errno.ENODEV)
+
+    def of_python(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENODEV, reason)
+
+    def of_torch(file: str, shared: bool, size: int) -> None:
+        raise RuntimeError(f"unable to mmap {size} bytes from file <{file}>: {reason} ({errno.ENODEV})")
+
+    def of_safetensors(*arguments: Any, **options: Any) -> None:
+        raise OSError(f"{reason} (os error {errno.ENODEV})")
+
+    monkeypatch.setattr(mmap, "mmap", of_python)
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", of_torch)
+    monkeypatch.setattr(safetensors.torch, "safe_open", of_safetensors)
+    monkeypatch.setattr(safetensors, "safe_open", of_safetensors)
 
 
 @pytest.fixture

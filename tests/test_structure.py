@@ -19,7 +19,7 @@ PACKAGE = Path(samplernn.__file__).parent
 ROOMS = [
     {"__init__"},
     {"config", "signals"},
-    {"plots"},
+    {"plots", "locks"},
     {"audio", "model"},
     {"generation"},
     {"training"},

@@ -25,12 +25,13 @@ import math
 import os
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -280,29 +281,83 @@ def _max_open() -> int:
     return MAX_OPEN_SHARDS if limit < 0 else max(1, min(MAX_OPEN_SHARDS, limit // 4))
 
 
+class Samples(Protocol):
+    """The samples of a shard."""
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """A part from a start to a stop, int16 `[n]`, read-only."""
+
+
 @functools.lru_cache(maxsize=_max_open())
-def open_samples(path: Path) -> np.ndarray:
-    """The samples of a shard, int16 `[n]`, read-only and memory-mapped. Raises UserError."""
+def open_samples(path: Path) -> Samples:
+    """The samples of a shard, memory-mapped where the file system can. Raises UserError."""
     try:
         mapped = _map(path)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}): the cache was deleted or damaged while in use; start again"
-        ) from None
+        raise _gone(path, error) from None
     with contextlib.suppress(OSError):
         os.utime(path.with_suffix(".json"))  # in use: see `remove_stale`
-    return mapped.view(np.ndarray)  # slicing a plain array is several times cheaper
+    return mapped
 
 
-def _map(path: Path) -> np.ndarray:
+def _gone(path: Path, reason: object) -> UserError:
+    """What to say where a shard cannot be read any more."""
+    return UserError(
+        f"{path}: cannot be read ({reason}): the cache was deleted or damaged while in use; start again"
+    )
+
+
+def _map(path: Path) -> Samples:
     """Maps int16 samples; if too many files are open, the shards that are open make room."""
     try:
-        return np.memmap(path, "<i2", mode="r")
+        return _mapped_or_read(path)
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
         open_samples.cache_clear()
-        return np.memmap(path, "<i2", mode="r")
+        return _mapped_or_read(path)
+
+
+def _mapped_or_read(path: Path) -> Samples:
+    """Some network, FUSE and container file systems cannot map a file; there it is read piece by piece."""
+    try:
+        # Slicing a plain array is several times cheaper.
+        return np.memmap(path, "<i2", mode="r").view(np.ndarray)
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise
+        return _ReadSamples(path)
+
+
+class _ReadSamples:
+    """Samples that are read whenever a part of them is asked for, from a file that stays open.
+
+    Args:
+        path: of the shard. Raises OSError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._stream = path.open("rb", buffering=0)
+        self._length = os.fstat(self._stream.fileno()).st_size // 2
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """See `Samples`. Raises UserError if the file was cut short, or cannot be read any more."""
+        start, stop, _ = part.indices(self._length)
+        content = bytearray(2 * max(0, stop - start))
+        room, done = memoryview(content), 0
+        try:
+            with self._lock:
+                self._stream.seek(2 * start)
+                while done < len(room) and (got := self._stream.readinto(room[done:])):
+                    done += got
+        except OSError as error:
+            raise _gone(self._path, error) from None
+        if done < len(room):
+            raise _gone(self._path, "it was cut short")
+        found = np.frombuffer(content, "<i2")
+        found.flags.writeable = False
+        return found
 
 
 @dataclass

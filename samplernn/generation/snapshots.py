@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from samplernn.config import UserError
@@ -114,9 +114,8 @@ class Snapshot:
             UserError: missing, damaged, or not a snapshot.
         """
         try:
-            with safetensors.safe_open(file, framework="pt") as opened:
-                about = json.loads((opened.metadata() or {})[_ENTRY])
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            content = Path(file).read_bytes()
+            about, tensors = json.loads(_metadata(content)[_ENTRY]), load(content)
             if about["format"] > FORMAT:
                 raise UserError(f"{file}: written by a newer samplernn; update samplernn")
             return cls(
@@ -134,7 +133,7 @@ class Snapshot:
                 draws=Draws.from_dict(about["draws"]),
                 earlier=tuple((until, Draws.from_dict(draws)) for until, draws in about["earlier"]),
                 source=Path(file),
-                sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest(),
+                sha256=hashlib.sha256(content).hexdigest(),
             )
         except UserError:
             raise
@@ -142,6 +141,13 @@ class Snapshot:
             raise UserError(f"{file}: no such file; --save-state writes one") from None
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{file}: damaged, or not a state that --save-state has written") from error
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    """What a safetensors file says beside its tensors: an entry of the JSON after the length of that."""
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, Any] = json.loads(content[8 : 8 + length])["__metadata__"]
+    return found
 
 
 def _tensors(stream: StreamState) -> dict[str, Tensor]:

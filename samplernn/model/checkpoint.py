@@ -138,7 +138,7 @@ def load(path: str | Path) -> Checkpoint:
     if file.name.endswith(".safetensors"):
         return _load_export(file)
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        saved = read_saved(file)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{file}: damaged, or not a checkpoint of samplernn") from error
     if not isinstance(saved, dict) or ENTRY not in saved:
@@ -149,6 +149,21 @@ def load(path: str | Path) -> Checkpoint:
         if name.startswith(_MODEL_PREFIX)
     }
     return from_entry(saved[ENTRY], weights, file)
+
+
+def read_saved(file: Path) -> Any:
+    """What `torch.save` has written, with its tensors on the CPU.
+
+    They are mapped into memory as long as one of them is in use, so that little is read of a file of which
+    little is needed; where the file system cannot do that, all is read.
+
+    Raises:
+        RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError: it cannot be read.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError):  # damaged, or some network, FUSE and container file systems
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
 
 
 def from_entry(entry: dict[str, Any], weights: dict[str, Tensor], source: Path) -> Checkpoint:
@@ -208,11 +223,19 @@ def _load_export(file: Path) -> Checkpoint:
     sidecar = file.parent / "config.yaml"
     try:
         entry = yaml.safe_load(sidecar.read_text("utf-8"))
-        tensors = safetensors.torch.load_file(file)
+        tensors = _read_tensors(file)
         entry["pair_counts"] = tensors.pop(_COUNTS)
     except (OSError, yaml.YAMLError, safetensors.SafetensorError, KeyError, TypeError) as error:
         raise UserError(f"{file.parent}: damaged export, or not one of samplernn ({error})") from error
     return from_entry(entry, tensors, file)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped where the file system can."""
+    try:
+        return safetensors.torch.load_file(file)
+    except (OSError, RuntimeError, safetensors.SafetensorError):
+        return safetensors.torch.load(file.read_bytes())
 
 
 def _short(value: Any) -> str:

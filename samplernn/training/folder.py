@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import yaml
 
 from samplernn.config import Config, UserError, from_dict, to_dict
+from samplernn.locks import Busy, locked
 from samplernn.model.baselines import PairCounts
 
 RUNS = Path("runs")
@@ -35,28 +35,24 @@ class RunFolder:
         Raises:
             UserError: another one does, or the folder cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
-        except filelock.Timeout:
-            raise UserError(
-                f"{self.path}: another process is training this run; wait for it, or choose another --name"
-            ) from None
-        except NotImplementedError:  # a file system without locks
-            yield
-            return
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot write the run there: {error.strerror}") from error
-        try:
-            yield
-        finally:
-            lock.release()
-            if not (self.path / "config.yaml").exists():  # no run has come of it
-                with contextlib.suppress(OSError):
-                    (self.path / ".lock").unlink(missing_ok=True)
-                    self.path.rmdir()
-                    self.path.parent.rmdir()
+        with contextlib.ExitStack() as lock:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.enter_context(locked(self.path / ".lock"))
+            except Busy as busy:
+                advice = busy.remedy or "wait for it, or choose another --name"
+                raise UserError(f"{self.path}: {busy} is training this run; {advice}") from None
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot write the run there: {error.strerror}") from error
+            try:
+                yield
+            finally:
+                lock.close()
+                if not (self.path / "config.yaml").exists():  # no run has come of it
+                    with contextlib.suppress(OSError):
+                        (self.path / ".lock").unlink(missing_ok=True)
+                        self.path.rmdir()
+                        self.path.parent.rmdir()
 
     @property
     def newest_checkpoints(self) -> list[Path]:

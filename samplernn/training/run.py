@@ -21,7 +21,7 @@ from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
 from samplernn.audio.health import remarks
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
-from samplernn.model.checkpoint import Checkpoint, load
+from samplernn.model.checkpoint import Checkpoint, load, read_saved
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
 from samplernn.training.auto_lanes import resolve
@@ -356,9 +356,8 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
         run.write_facts(about=about)
     last, step, num_processes = _whole_checkpoint(run), 0, None
     if last:
-        saved = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-        step, num_processes = saved["global_step"], saved[STATE]["processes"]
-        if reached := _limit_reached(config.trainer, step, saved[STATE]["seconds"]):
+        step, num_processes, seconds = _progress_of(last)
+        if reached := _limit_reached(config.trainer, step, seconds):
             return step, reached
         if not quiet:
             say(f"continuing from {last}, step {step}")
@@ -399,6 +398,16 @@ def _whole_checkpoint(run: RunFolder) -> Path | None:
             "generate, but to train, start a new run"
         )
     return None
+
+
+def _progress_of(checkpoint: Path) -> tuple[int, int, float]:
+    """Steps, processes and seconds of training so far.
+
+    Nothing of the file stays mapped into memory: training is about to replace it, which Windows refuses then,
+    and a network disk would keep the old one.
+    """
+    saved = read_saved(checkpoint)
+    return saved["global_step"], saved[STATE]["processes"], saved[STATE]["seconds"]
 
 
 def _limit_reached(limits: TrainerConfig, step: int, seconds: float) -> str | None:

@@ -179,6 +179,27 @@ def test_samples_are_only_read_again_when_their_file_is_another(
     assert len(checked) == 4
 
 
+def test_samples_are_read_where_files_cannot_be_mapped(
+    folder: Path, cache: Path, no_mmap: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Piece by piece, so that a corpus need not fit into memory."""
+    corpus = prepare(folder, RATE, cache)
+    shards.open_samples.cache_clear()
+    assert contents(corpus) == [noise(RATE // 2, index).tolist() for index in range(4)]
+    part = corpus.read(1, 100, 107)
+    assert part.tolist() == noise(RATE // 2, 1)[100:107].tolist()
+    assert not part.flags.writeable
+    assert corpus.read(1, 5, 5).tolist() == []
+    samples = corpus.shard_dir / corpus.files[2].shard
+    os.truncate(samples, samples.stat().st_size - 2)
+    with pytest.raises(UserError, match=f"{samples.name}: cannot be read .*cut short.*start again"):
+        corpus.read(2, 0, corpus.files[2].num_samples)
+    samples.unlink()
+    shards.open_samples.cache_clear()
+    with pytest.raises(UserError, match=f"{samples.name}: cannot be read .*No such file"):
+        corpus.read(2, 0, 1)
+
+
 def test_a_shard_in_use_is_kept_and_one_that_is_not_goes_as_a_whole(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

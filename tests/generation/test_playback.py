@@ -420,6 +420,15 @@ def test_a_saved_snapshot_is_all_there(snapshot: Snapshot, tmp_path: Path) -> No
         assert "0.history" in file.keys()  # noqa: SIM118
 
 
+def test_a_snapshot_is_read_where_files_cannot_be_mapped(
+    snapshot: Snapshot, tmp_path: Path, no_mmap: None
+) -> None:
+    snapshot.save(tmp_path / "x.state")
+    loaded = Snapshot.load(tmp_path / "x.state")
+    assert loaded.draws == snapshot.draws
+    assert _equal(loaded.streams[0].engine, snapshot.streams[0].engine)
+
+
 def _equal(one: EngineState, other: EngineState) -> bool:
     return bool(
         (one.network.history == other.network.history).all()

@@ -98,6 +98,20 @@ def test_damage_and_strangers_are_named_in_one_line(trained_run: Path, tmp_path:
         assert "\n" not in str(caught.value)
 
 
+def test_every_form_is_read_where_files_cannot_be_mapped(
+    trained_run: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    exported = export(load(trained_run), tmp_path / "exported")
+    expected = load(trained_run)
+    request.getfixturevalue("no_mmap")
+    for path in (trained_run, trained_run / "checkpoints" / "best.ckpt", exported):
+        assert load(path).weights_hash() == expected.weights_hash()
+    torn = tmp_path / "torn.ckpt"
+    torn.write_bytes((trained_run / "checkpoints" / "best.ckpt").read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"torn.ckpt: damaged, or not a checkpoint"):
+        load(torn)
+
+
 def test_a_damaged_export_is_named(trained_run: Path, tmp_path: Path) -> None:
     folder = export(load(trained_run), tmp_path / "exported")
     weights = folder / "model.safetensors"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 _CLAIM = """
 import sys
 from pathlib import Path
+from typing import Any
 from samplernn.config import UserError
 from samplernn.training.folder import RunFolder
 try:
@@ -93,3 +97,30 @@ def test_the_run_of_a_job_is_found(trained_run: Path, monkeypatch: pytest.Monkey
         RunFolder(Path(path)).write_config(Config())
     monkeypatch.setattr(folder, "RUNS", Path("runs"))
     assert of_job("4712") == "second"
+
+
+def test_where_there_are_no_locks_the_file_to_remove_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process may train there, too; whether one on another machine still runs cannot be seen."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    mine = RunFolder(Path("runs/mine"))
+    with mine.claimed():
+        mine.write_facts(state="running")
+        mine.write_config(Config())
+        owner = mine.path / ".lock-owner"
+        elsewhere = {**json.loads(owner.read_text()), "host": "node7"}
+    assert not owner.exists()
+    owner.write_text(json.dumps(elsewhere))
+    with pytest.raises(UserError) as caught, mine.claimed():
+        pass
+    process = f"{elsewhere['pid']} on node7"
+    assert str(caught.value) == (
+        f"runs/mine: another process ({process}) is training this run; if it has ended, remove {owner}"
+    )
+    with pytest.raises(UserError, match="no audio"), RunFolder(Path("runs/none")).claimed():
+        raise UserError("no audio")
+    assert not Path("runs/none").exists()

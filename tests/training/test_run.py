@@ -25,6 +25,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from samplernn.audio.corpus import Split, locate, prepare
+from samplernn.audio.shards import open_samples
 from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
 from samplernn.generation.envelopes import envelopes
 from samplernn.generation.playback import Generator
@@ -34,7 +35,7 @@ from samplernn.model.network import SampleRNN, State
 from samplernn.training import run
 from samplernn.training.folder import RunFolder
 from samplernn.training.module import TrainingModule
-from samplernn.training.scoring import quick_check, score_chunk, score_spans
+from samplernn.training.scoring import Batch, quick_check, score_chunk, score_spans
 from tests.conftest import TOY, toy_arguments
 
 
@@ -192,6 +193,29 @@ def test_a_run_of_64_bits_resumes_with_all_of_them(
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     output = expected["model.sample_level_mlp.output.weight"]
     assert not torch.equal(output, output.float().double())
+
+
+def test_a_run_trains_and_resumes_where_files_cannot_be_mapped(run_copy: Path, no_mmap: None) -> None:
+    open_samples.cache_clear()
+    again = run.resume("toy", {"trainer": {"max_steps": 8}})
+    assert again is not None
+    assert (again.step, len(_rows(run_copy))) == (8, 4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")
+def test_no_checkpoint_stays_mapped_while_a_resumed_run_trains(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped: list[list[str]] = []
+    training_step = TrainingModule.training_step
+
+    def watched(self: TrainingModule, batch: Batch, index: int) -> torch.Tensor:
+        mapped.append([line for line in Path("/proc/self/maps").read_text().splitlines() if ".ckpt" in line])
+        return training_step(self, batch, index)
+
+    monkeypatch.setattr(TrainingModule, "training_step", watched)
+    run.resume("toy", {"trainer": {"max_steps": 8}})
+    assert mapped == [[], []]
 
 
 def test_resuming_across_the_ends_of_epochs_is_exact(

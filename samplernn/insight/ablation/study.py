@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 import yaml
 
@@ -33,6 +32,7 @@ from samplernn.insight.benchmark.generation import samples_per_second
 from samplernn.insight.benchmark.results import machine
 from samplernn.insight.evaluate import evaluate
 from samplernn.insight.words import count, duration
+from samplernn.locks import Busy, locked
 from samplernn.model.checkpoint import load
 from samplernn.model.network import SampleRNN
 
@@ -191,14 +191,18 @@ class Study:
         folder = self.out / "runs" / name
         if not folder.is_dir():
             return
-        lock = filelock.FileLock(folder / ".lock")
-        with contextlib.suppress(NotImplementedError):  # a file system without locks
+        started, is_said = time.monotonic(), False
+        while True:
             try:
-                lock.acquire(timeout=1)
-            except filelock.Timeout:
+                with locked(folder / ".lock"):
+                    return
+            except Busy as busy:
+                if busy.remedy:  # nobody would ever see it end
+                    raise UserError(f"{folder}: {busy} is training this run; {busy.remedy}") from None
+            if not is_said and time.monotonic() - started > 1:
                 _say(f"{folder}: waiting for the process that trains it")
-                lock.acquire()
-            lock.release()
+                is_said = True
+            time.sleep(0.1)
 
     def _facts(self) -> dict[str, Any]:
         """What the audio is, and what each run is made of; decodes the audio, so that no run has to."""
@@ -272,18 +276,13 @@ class Study:
     @contextlib.contextmanager
     def _claimed(self) -> Iterator[None]:
         """No other study in this folder meanwhile. Raises UserError if there is one."""
-        lock = filelock.FileLock(self.out / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise UserError(f"{self.out}: another study is running there; choose another folder") from None
-        except NotImplementedError:
+        with contextlib.ExitStack() as until_the_end:
+            try:
+                until_the_end.enter_context(locked(self.out / ".lock"))
+            except Busy as busy:
+                advice = busy.remedy or "choose another folder"
+                raise UserError(f"{self.out}: another study is running there; {advice}") from None
             yield
-            return
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _about(self) -> str:
         facts = self._facts_before() or {}
