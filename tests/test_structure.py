@@ -19,6 +19,7 @@ PACKAGE = Path(samplernn.__file__).parent
 ROOMS = [
     {"__init__"},
     {"config"},
+    {"reading"},
     {"plots"},
     {"audio", "model"},
     {"generation"},
