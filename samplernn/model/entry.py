@@ -7,6 +7,7 @@ without memory for a single one; only tensors that have them are read. What pass
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,10 +64,8 @@ def read_entry(values: Any, source: Path) -> Entry:
         for name in ("config", "gain", "split", "results"):
             if name not in table:
                 raise UserError(f"{name} is missing")
-        gain = checked(table["gain"], float, "gain")
-        if not _GAINS[0] <= gain <= _GAINS[1]:
-            raise UserError(f"gain must be from {_GAINS[0]:g} to {_GAINS[1]:g}, got {gain:g}")
-        return Entry(_config(table["config"]), gain, _split(table["split"]), _results(table["results"]))
+        config = _config(table["config"])
+        return Entry(config, read_gain(table["gain"]), read_split(table["split"]), _results(table["results"]))
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
@@ -87,7 +86,16 @@ def _config(values: Any) -> Config:
     return config
 
 
-def _split(values: Any) -> dict[str, list[list[Any]]]:
+def read_gain(value: Any) -> float:
+    """The gain of a corpus. Raises UserError if it cannot be one."""
+    gain: float = checked(value, float, "gain")
+    if not _GAINS[0] <= gain <= _GAINS[1]:
+        raise UserError(f"gain must be from {_GAINS[0]:g} to {_GAINS[1]:g}, got {gain:g}")
+    return gain
+
+
+def read_split(values: Any) -> dict[str, list[list[Any]]]:
+    """Which audio was for what: see `Entry`. Raises UserError if it does not say."""
     found = checked(values, dict[str, list[list[Any]]], "split")
     for part, spans in found.items():
         if part not in ("train", "validation", "test"):
@@ -103,7 +111,7 @@ def _split(values: Any) -> dict[str, list[list[Any]]]:
     for part in ("validation", "test"):
         if part not in found:
             raise UserError(f"split.{part} is missing")
-    return found
+    return dict(found)
 
 
 def _results(values: Any) -> dict[str, Any]:
@@ -113,10 +121,12 @@ def _results(values: Any) -> dict[str, Any]:
             raise UserError(f"results.{name[:40]} must be a number or text, got {brief(value)}")
     if "step" in found and not 0 <= checked(found["step"], int, "results.step") < 2**62:
         raise UserError(f"results.step must not be negative, got {found['step']}")
-    for name in ("train_seconds", "validation_bits_per_sample"):
-        if found.get(name) is not None:
-            checked(found[name], float, f"results.{name}")
-    return found
+    if found.get("validation_bits_per_sample") is not None:
+        checked(found["validation_bits_per_sample"], float, "results.validation_bits_per_sample")
+    seconds = found.get("train_seconds")
+    if seconds is not None and not 0 <= checked(seconds, float, "results.train_seconds") < math.inf:
+        raise UserError(f"results.train_seconds must be finite and not negative, got {seconds}")
+    return dict(found)
 
 
 @lru_cache(maxsize=8)
