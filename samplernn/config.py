@@ -52,6 +52,18 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
+def brief(value: Any) -> str:
+    """A value that anybody may have written, for a message: as Python writes it, cut short."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number with thousands of digits; lists in lists in lists
+        return f"a {type(value).__name__} of no use"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
+_MOST_SHOWN = 80
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
@@ -70,6 +82,11 @@ Cell = Literal[
 ]
 """Recurrent cells: docs/cells.md has their equations."""
 CELLS: tuple[Cell, ...] = typing.get_args(Cell)
+
+
+_MOST_FRAME = 2**20
+_MOST_UNITS = {"n_rnn": 100, "dim": 2**16}
+"""Far above what can be trained; below it a network's size is computed in an instant (see `model.entry`)."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +139,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         sizes = self.frame_sizes
-        shown = list(sizes)
+        shown = brief(list(sizes))
         _require(len(sizes) > 0, "model.frame_sizes is empty: give at least one, such as [16]")
         _require(all(size >= 1 for size in sizes), f"model.frame_sizes {shown}: sizes must be at least 1")
         descending = sorted(sizes, reverse=True)
         _require(
             list(sizes) == descending,
-            f"model.frame_sizes {shown} is not slowest tier first: write {descending}",
+            f"model.frame_sizes {shown} is not slowest tier first: write {brief(descending)}",
         )
         for slow, fast in itertools.pairwise(sizes):
             _require(
@@ -136,12 +153,23 @@ class ModelConfig:
                 f"model.frame_sizes {shown}: {slow} must be a multiple of {fast}, and larger. "
                 "Sizes are samples per frame, not ratios (ratios 4 over 16 are written [64, 16])",
             )
-        for name in ("n_rnn", "dim"):
-            _require(getattr(self, name) >= 1, f"model.{name} must be at least 1, got {getattr(self, name)}")
+        _require(
+            sizes[0] <= _MOST_FRAME,
+            f"model.frame_sizes {shown}: frames of more than {_MOST_FRAME} samples are not possible",
+        )
+        for name, most in _MOST_UNITS.items():
+            value = getattr(self, name)
+            _require(value >= 1, f"model.{name} must be at least 1, got {value}")
+            _require(value <= most, f"model.{name} must be at most {most}, got {value}")
         _require(
             self.embedding_dim >= 0,
             f"model.embedding_dim must be at least 1, or 0 for one-hot codes, got {self.embedding_dim}",
         )
+        _require(
+            self.embedding_dim <= _MOST_UNITS["dim"],
+            f"model.embedding_dim must be at most {_MOST_UNITS['dim']}, got {self.embedding_dim}",
+        )
+        _require(math.isfinite(self.forget_bias), f"model.forget_bias must be finite, got {self.forget_bias}")
         for name in ("leak", "density"):
             _require(
                 0 < getattr(self, name) <= 1,
@@ -481,19 +509,17 @@ def from_dict(cls: type[Any], values: dict[str, Any], where: str = "") -> Any:
     Raises:
         UserError: a key that `cls` does not know, or a value of the wrong type.
     """
+    _require(isinstance(values, dict), f"{where.rstrip('.') or 'it'} must be a table, got {brief(values)}")
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in _with_present_names(values, where).items():
-        name = f"{where}{key}"
         if key not in hints:
-            raise UserError(
-                f"unknown option {' '.join(name.split())}; known here: {', '.join(sorted(hints))}"
-            )
-        if dataclasses.is_dataclass(hints[key]):
-            _require(isinstance(value, dict), f"{name} must hold options of its own, got {value!r}")
-            arguments[key] = from_dict(typing.cast(type, hints[key]), value, f"{name}.")
-        else:
-            arguments[key] = _checked(value, hints[key], name)
+            name = " ".join(f"{where}{key}".split())[:_MOST_SHOWN]
+            raise UserError(f"unknown option {name}; known here: {', '.join(sorted(hints))}")
+        arguments[key] = checked(value, hints[key], f"{where}{key}")
+    for entry in dataclasses.fields(cls):
+        is_needed = entry.default is entry.default_factory is dataclasses.MISSING
+        _require(entry.name in arguments or not is_needed, f"{where}{entry.name} is missing")
     return cls(**arguments)
 
 
@@ -508,34 +534,66 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` as an instance of `hint`; the few kinds of hint that this module uses."""
+def checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` as an instance of `hint`.
+
+    Args:
+        value: anything that YAML, JSON or a checkpoint can hold.
+        hint: one of the kinds of type that dataclasses of plain values use: `bool`, `int`, `float`, `str`,
+            `dict`, a dataclass, a `Literal`, ``tuple[X, ...]``, ``list[X]``, ``dict[str, X]``, a union.
+        name: of the value, for error messages.
+
+    Raises:
+        UserError: it is none.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        _require(value in arguments, f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+    if hint is Any:
         return value
-    if origin is tuple:
-        _require(isinstance(value, list | tuple), f"{name} must be a list, got {value!r}")
-        return tuple(_checked(item, arguments[0], name) for item in value)
-    words: tuple[str, ...] = ()
-    if origin in (types.UnionType, typing.Union):  # the second where a Literal takes part
-        if value is None and type(None) in arguments:
-            return None
-        literals = [kind for kind in arguments if typing.get_origin(kind) is Literal]
-        words = tuple(word for literal in literals for word in typing.get_args(literal))
-        if isinstance(value, str) and value in words:
-            return value
-        wanted = tuple(kind for kind in arguments if kind is not type(None) and kind not in literals)
-    else:
-        wanted = (hint,)
+    if dataclasses.is_dataclass(hint):
+        _require(isinstance(value, dict), f"{name} must hold options of its own, got {brief(value)}")
+        return from_dict(typing.cast(type, hint), value, f"{name}.")
+    if origin is Literal:
+        fits = any(value == known and type(value) is type(known) for known in arguments)
+        _require(fits, f"{name} must be one of {', '.join(map(str, arguments))}, got {brief(value)}")
+        return value
+    if origin in (tuple, list):
+        _require(isinstance(value, list | tuple), f"{name} must be a list, got {brief(value)}")
+        return origin(checked(item, arguments[0], name) for item in value)
+    if origin is dict:
+        _require(
+            isinstance(value, dict) and all(isinstance(key, str) for key in value),
+            f"{name} must be a table, got {brief(value)}",
+        )
+        return {
+            key: checked(item, arguments[1], f"{name}.{key}"[:_MOST_SHOWN]) for key, item in value.items()
+        }
+    return _one_of(value, arguments if origin in (types.UnionType, typing.Union) else (hint,), name)
+
+
+def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
+    """`value` as an instance of one of the types of a union, dataclasses and literals among them."""
+    if value is None and type(None) in kinds:
+        return None
+    tables = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    if tables and isinstance(value, dict):
+        return checked(value, tables[0], name)
+    literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
+    words = tuple(word for literal in literals for word in typing.get_args(literal))
+    if isinstance(value, str) and value in words:
+        return value
+    wanted = tuple(kind for kind in kinds if kind not in (type(None), *literals, *tables))
     if float in wanted and isinstance(value, int | str) and not isinstance(value, bool):
+        if isinstance(value, str) and str in wanted:
+            return value
         try:
             return float(value)  # YAML reads 1e-3 as a string
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
-    allowed = " or ".join([*(kind.__name__ for kind in wanted), *words])
-    _require(fits, f"{name} must be of type {allowed}, got {value!r}")
+    allowed = " or ".join([*(kind.__name__ for kind in wanted), *(["table"] if tables else []), *words])
+    _require(fits, f"{name} must be of type {allowed}, got {brief(value)}")
+    is_number = not isinstance(value, int) or -(2**64) < value < 2**64  # larger ones cannot even be printed
+    _require(is_number, f"{name} must have at most 64 bits, got {brief(value)}")
     return value
 
 

@@ -19,7 +19,7 @@ PACKAGE = Path(samplernn.__file__).parent
 ROOMS = [
     {"__init__"},
     {"config", "signals"},
-    {"plots", "locks"},
+    {"plots", "locks", "reading"},
     {"audio", "model"},
     {"generation"},
     {"training"},

@@ -339,7 +339,7 @@ def _write_manifest(path: Path, corpus: Corpus, keys: Sequence[str]) -> None:
         "problems": [asdict(problem) for problem in corpus.problems],
         "shards": list(keys),
     }
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         if json.loads(path.read_text("utf-8")) == manifest:
             return
     shards.write_json(path, manifest)

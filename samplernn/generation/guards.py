@@ -49,6 +49,7 @@ _LOOP_SPREAD_DB = 1.5  # loudest against quietest period
 _HUM_SCREEN_DB, _LOOP_SCREEN_DB = -3.0, -4.0  # the residual at the low rate that a closer look takes
 _LOW_RATE = 4000  # Hz, about; at which periods are looked for
 _OUTSIDE_HOPS = 3  # a trap is over after so many other hops: a click does not end a silence
+_LONGEST_DETAIL = 200  # bytes
 _LENIENT_DB = 4.0  # how far a trap must be left before it is over
 
 
@@ -227,16 +228,25 @@ class Guard:
         """Exact inverse of `export_state`, for a guard with the same arguments.
 
         Raises:
-            ValueError: of a guard with another hop.
+            ValueError: of a guard with another hop, or of none.
         """
-        samples = state["samples"]
+        if state.keys() != {"samples", "numbers", "detail"}:
+            raise ValueError(f"state of no guard: {', '.join(sorted(state))}"[:200])
+        samples, numbers, detail = state["samples"], state["numbers"], state["detail"]
         if samples.ndim != 2 or samples.shape[1] != self.hop:
             raise ValueError(f"state of a guard with another hop: {samples.shape}, not [hops, {self.hop}]")
-        position, outside, kind, begin, seen = (int(number) for number in state["numbers"])
-        self._hops = tuple(_Hop(hop.astype(np.int16), self._factor) for hop in samples)
+        if (samples.dtype, numbers.dtype, detail.dtype) != (np.int16, np.int64, np.uint8):
+            raise ValueError("state of a guard with other types")
+        longest = max(self._silence_hops, self._noise_hops, self._loop_hops)
+        if len(samples) > longest or numbers.shape != (5,) or detail.size > _LONGEST_DETAIL:
+            raise ValueError("state of a guard that remembers more than one can")
+        position, outside, kind, begin, seen = (int(number) for number in numbers)
+        if not (-1 <= kind < len(KINDS) and 0 <= begin <= seen <= position < 2**62):
+            raise ValueError("state of a guard that counts otherwise")
+        self._hops = tuple(_Hop(hop, self._factor) for hop in samples)
         self.position, self._outside = position, outside
-        detail = state["detail"].tobytes().decode()
-        self.trap = Trap(KINDS[kind], begin, seen, detail) if kind >= 0 else None
+        words = detail.tobytes().decode()
+        self.trap = Trap(KINDS[kind], begin, seen, words) if kind >= 0 else None
 
     def _count(self, seconds: float) -> int:
         return max(2, round(seconds * self.sample_rate / self.hop))

@@ -257,15 +257,20 @@ class Playback(Iterator[NDArray[np.int16]]):
                 f"the state belongs to another model: its weights are {origin.weights[:12]}…, "
                 f"those of {generator.checkpoint.source} {generator.weights[:12]}…"
             )
+        like, q_levels = generator.silence(), generator.checkpoint.config.model.q_levels
         marks = []
-        for row in self._rows():
-            stream = origin.streams[row]
-            guard = self._new_guard(origin.time)
-            if guard and stream.guard:
-                guard.import_state(stream.guard)
-                if self.request.on_trap != origin.on_trap:
-                    guard.forget()  # what it has reported would otherwise not be acted on
-            marks.append(Mark(stream.engine, guard, **stream.reaction))
+        try:
+            for row in self._rows():
+                stream = origin.streams[row]
+                stream.require_like(like, q_levels)
+                guard = self._new_guard(origin.time)
+                if guard and stream.guard:
+                    guard.import_state(stream.guard)
+                    if self.request.on_trap != origin.on_trap:
+                        guard.forget()  # what it has reported would otherwise not be acted on
+                marks.append(Mark(stream.engine, guard, **stream.reaction))
+        except ValueError as error:  # UserError is one
+            raise UserError(f"{origin.source or 'the state'}: damaged: {error}") from None
         return Moment(origin.time, marks)
 
     def _earlier(self, origin: Snapshot) -> tuple[tuple[int, Draws], ...]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.config import UserError
-from samplernn.generation.envelopes import Envelope, envelopes
+from samplernn.generation.envelopes import Envelope
 
 LEAST = 1e-30
 """Temperatures below this are as good as this, or logits would overflow; 0 is greedy."""
@@ -233,10 +233,3 @@ class Draws:
             "top_k": self.top_k,
             "top_p": self.top_p,
         }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Draws:
-        """Inverse of `to_dict`."""
-        return cls(
-            **{**values, "streams": tuple(values["streams"]), "temperature": envelopes(values["temperature"])}
-        )

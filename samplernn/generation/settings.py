@@ -6,7 +6,6 @@ it goes on from, else from `DEFAULTS`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,13 +15,14 @@ from typing import Any
 from samplernn import __version__
 from samplernn.audio.decoding import Decoded
 from samplernn.audio.sinks import FORMATS, read_tags
-from samplernn.config import UserError
+from samplernn.config import UserError, checked, from_dict
 from samplernn.generation.envelopes import envelopes
 from samplernn.generation.playback import Generator
 from samplernn.generation.prompts import Given, open_prompts
 from samplernn.generation.request import OnTrap, Request
 from samplernn.generation.snapshots import Snapshot
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.reading import parse_json, read_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,44 +224,99 @@ def of_sidecar(file: str | Path) -> Settings:
         UserError: it is neither, or was made from something that is in no file.
     """
     file = Path(file)
+    is_audio = file.suffix.lower() in FORMATS
+    values = _said_by_audio(file) if is_audio else read_json(file)
     try:
-        if file.suffix.lower() in FORMATS:
-            facts = json.loads(read_tags(file)["comment"])
-            facts["num_samples"] = sum(map(len, Decoded(file, facts["sample_rate"])))
-        else:
-            facts = json.loads(file.read_text("utf-8"))
-            if facts["num_samples"] is None:  # its process was killed
-                facts["num_samples"] = _length_beside(file, facts["sample_rate"])
-        prompt, state = facts["prompt"], facts["from_state"]
-        settings = Settings(
-            duration=_duration(facts["num_samples"], facts["prompt_samples"], facts["sample_rate"]),
-            seed=facts["seed"],
-            stream=facts["stream"],
-            temperature=facts["temperature"],
-            top_k=facts["top_k"],
-            top_p=facts["top_p"],
-            on_trap=facts["on_trap"],
-            engine=facts["engine"],
-            dtype=facts["dtype"],
-            prompt=prompt and _beside(prompt["file"], file),
-            prompt_sha256=prompt and prompt["sha256"],
-            include_prompt=facts["prompt_samples"] > 0,
-            from_state=state and _beside(state["file"], file),
-            state_sha256=state and state["sha256"],
-            row=state and state["row"],
-            checkpoint=_beside(facts["checkpoint"], file),
-            weights=facts["weights"],
+        known = {field.name for field in fields(_Sidecar)}
+        facts: _Sidecar = from_dict(
+            _Sidecar,
+            {key: value for key, value in checked(values, dict[str, Any], "it").items() if key in known},
         )
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: says nothing about how samplernn made it; give the .json file") from None
+    except UserError as error:
+        raise UserError(
+            f"{file}: says nothing about how samplernn made it ({error}); give the .json file"
+        ) from None
+    num_samples, prompt, state = facts.num_samples, facts.prompt, facts.from_state
+    if is_audio:
+        num_samples = sum(map(len, Decoded(file, facts.sample_rate)))
+    elif num_samples is None:  # its process was killed
+        num_samples = _length_beside(file, facts.sample_rate)
     for what, given in (("prompt", prompt), ("state", state)):
-        if given and not given["file"]:
+        if given and not given.file:
             raise UserError(f"{file}: its {what} was in no file, so give it again, or use Python")
-    return settings
+    return Settings(
+        duration=_duration(num_samples, facts.prompt_samples, facts.sample_rate),
+        seed=facts.seed,
+        stream=facts.stream,
+        temperature=facts.temperature,
+        top_k=facts.top_k,
+        top_p=facts.top_p,
+        on_trap=facts.on_trap,
+        engine=facts.engine,
+        dtype=facts.dtype,
+        prompt=_beside(prompt.file, file) if prompt else None,
+        prompt_sha256=prompt.sha256 if prompt else None,
+        include_prompt=facts.prompt_samples > 0,
+        from_state=_beside(state.file, file) if state else None,
+        state_sha256=state.sha256 if state else None,
+        row=state.row if state else None,
+        checkpoint=_beside(facts.checkpoint, file),
+        weights=facts.weights,
+    )
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that a stream went on from."""
+
+    file: str | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _State(_File):
+    """A state, and which of its streams."""
+
+    row: int
+
+
+@dataclass(frozen=True)
+class _Sidecar:
+    """What is read of a sidecar: see `facts_of`."""
+
+    checkpoint: str
+    weights: str
+    engine: str
+    dtype: str
+    sample_rate: int
+    seed: int
+    stream: int
+    temperature: str | float
+    top_k: int
+    top_p: float
+    on_trap: OnTrap
+    prompt: _File | None
+    prompt_samples: int
+    from_state: _State | None
+    num_samples: int | None = None
+    """With the prompt; None: of a stream without end, that was killed. What is in an audio file lacks it."""
+
+    def __post_init__(self) -> None:
+        total = self.num_samples
+        if not (1000 <= self.sample_rate <= 384000 and 0 <= self.stream < 2**62):
+            raise UserError(f"sample_rate {self.sample_rate} or stream {self.stream} is out of range")
+        if not 0 <= self.prompt_samples < 2**62 or (total is not None and not 0 <= total < 2**62):
+            raise UserError(f"{self.prompt_samples} and {total} samples are out of range")
+
+
+def _said_by_audio(file: Path) -> Any:
+    """The facts in the comment of an audio file. Raises UserError."""
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    comment = read_tags(file).get("comment")
+    if comment is None:
+        raise UserError(f"{file}: says nothing about how samplernn made it; give the .json file")
+    return parse_json(comment, file)
 
 
 def _length_beside(sidecar: Path, sample_rate: int) -> int | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from samplernn.config import one_line
+from samplernn.config import UserError, checked, one_line
 from samplernn.insight.words import count, duration
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.network import SampleRNN
+from samplernn.reading import read_json
 from samplernn.training.scoring import OWN_GAINS
 
 
@@ -101,9 +102,10 @@ def _data(checkpoint: Checkpoint, facts: dict[str, Any]) -> str:
     """How much audio; training's own part is known from the counts of its codes."""
     trained = int(checkpoint.pair_counts.sum()) / checkpoint.config.data.sample_rate
     text = f"{duration(trained)} of training audio"
-    corpus = facts.get("about", {}).get("corpus")
-    if corpus:
-        text += f", of {duration(60 * corpus['minutes'])} in {count(corpus['files'], 'file')}"
+    corpus = _table(_table(facts, "about"), "corpus")
+    minutes, files = _number(corpus, "minutes"), _number(corpus, "files")
+    if minutes is not None and files is not None:
+        text += f", of {duration(60 * minutes)} in {count(int(files), 'file')}"
     return text
 
 
@@ -113,10 +115,11 @@ def _trained(results: dict[str, Any], facts: dict[str, Any]) -> str | None:
     text = count(results["step"], "step")
     if results.get("train_seconds"):
         text += f", {duration(results['train_seconds'])}"
-    if facts.get("reason"):
-        text += f"; the run ended after {count(facts['step'], 'step')}: {facts['reason']}"
-    elif facts.get("state"):
-        text += f"; the run is {facts['state']}"
+    step, state = _number(facts, "step"), facts.get("state")
+    if facts.get("reason") and step is not None:
+        text += f"; the run ended after {count(int(step), 'step')}: {one_line(str(facts['reason']))}"
+    elif isinstance(state, str):
+        text += f"; the run is {one_line(state)}"
     return text
 
 
@@ -124,12 +127,14 @@ def _bits(results: dict[str, Any], facts: dict[str, Any], normalise: str) -> str
     """Per sample, beside what the baselines need."""
     bits = results.get("validation_bits_per_sample")
     found = [] if bits is None else [f"validation {bits:.3f}"]
-    if test := facts.get("test"):
-        baselines = test["baselines"]
-        found.append(
-            f"test {test['bits_per_sample']:.3f} (previous sample {baselines['previous_sample']:.3f}, "
-            f"unigram {baselines['unigram']:.3f}, uniform {baselines['uniform']:.3f})"
-        )
+    test = _table(facts, "test")
+    baselines = _table(test, "baselines")
+    tested = _number(test, "bits_per_sample")
+    names = ("previous sample", "unigram", "uniform")
+    numbers = [_number(baselines, name.replace(" ", "_")) for name in names]
+    if tested is not None and None not in numbers:
+        listed = ", ".join(f"{name} {number:.3f}" for name, number in zip(names, numbers, strict=True))
+        found.append(f"test {tested:.3f} ({listed})")
     own = "" if normalise == "corpus" else f"; {OWN_GAINS}"
     return f"{', '.join(found)} per sample{own}" if found else None
 
@@ -139,9 +144,27 @@ def _milliseconds(value: float) -> str:
 
 
 def _facts(given: Path) -> dict[str, Any]:
-    """What `run.json` says, if a run was given."""
+    """What `run.json` says, if a run was given; without it if it is damaged, and one line says so."""
+    file = given / "run.json"
+    if not file.exists():
+        return {}
     try:
-        found: dict[str, Any] = json.loads((given / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        found: dict[str, Any] = checked(read_json(file), dict[str, Any], f"{file}: what it says")
+    except UserError as error:
+        print(f"{error}; left out", file=sys.stderr, flush=True)
         return {}
     return found
+
+
+def _table(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """A table within another; empty where there is none."""
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _number(values: dict[str, Any], key: str) -> float | None:
+    """A finite number in a table; None where there is none."""
+    found = values.get(key)
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return None
+    return found if abs(found) < 1e15 else None

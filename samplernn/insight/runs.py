@@ -1,26 +1,28 @@
 """What a run's folder tells, whatever state it is in.
 
 A run may be training while it is read, or have been killed: files may be missing, half written, or from
-an older samplernn. Nothing of that is an error; what cannot be read is as if it were not there.
+an older samplernn, or damaged. Nothing of that is an error; what cannot be read is as if it were not there,
+and one line on standard error says which file that is.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile as sf
-import yaml
 
-from samplernn.config import UserError
+from samplernn.config import UserError, checked
 from samplernn.insight.page import Sound
 from samplernn.model.baselines import BaselineBits
+from samplernn.reading import read_json, read_yaml
 
 _STEP = re.compile(
     r"step-(\d+)-(?:t(?P<temperature>[\d.]+)-(?P<seed>\d+)|prompt(?P<prompt>\d+)|(?P<stream>\d+))"
@@ -201,23 +203,26 @@ def _metrics(file: Path) -> dict[str, Curve]:
 
 
 def _config(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    if not isinstance(values, dict):
-        return {}
+    values = _table(file, read_yaml)
     parts = {str(name): part for name, part in values.items() if isinstance(part, dict)}
     alone = {str(name): value for name, value in values.items() if not isinstance(value, dict)}
     return {**parts, "": alone} if alone else parts
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+    return _table(file, read_json)
+
+
+def _table(file: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
+    """What a file holds; says so and goes on without it if it cannot be read."""
+    if not file.exists():
         return {}
-    return values if isinstance(values, dict) else {}
+    try:
+        found: dict[str, Any] = checked(read(file), dict[str, Any], f"{file}: what it says")
+    except UserError as error:
+        print(f"{error}; left out", file=sys.stderr, flush=True)
+        return {}
+    return found
 
 
 def _stages(folder: Path, validation: Curve) -> tuple[Stage, ...]:

@@ -10,12 +10,11 @@ Three forms hold the same `Checkpoint`:
 from __future__ import annotations
 
 import hashlib
-import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -23,14 +22,25 @@ import yaml
 from torch import Tensor
 
 from samplernn import __version__
-from samplernn.config import Config, UserError, from_dict, to_dict
+from samplernn.config import Config, ModelConfig, UserError, brief, to_dict
 from samplernn.model.baselines import PairCounts
+from samplernn.model.entry import (
+    FORMAT,
+    Entry,
+    Shape,
+    read_counts,
+    read_entry,
+    require_archive,
+    require_shapes,
+    require_values,
+    shapes_of,
+)
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
+from samplernn.reading import read_yaml
 
 ENTRY = "samplernn"
 """Key of our own plain values inside a Lightning checkpoint."""
-FORMAT = 1
 _MODEL_PREFIX = "model."
 _COUNTS = "baselines.pair_counts"
 
@@ -63,25 +73,18 @@ class Checkpoint:
         """The network with its weights, in eval mode.
 
         Raises:
-            UserError: the weights do not fit the configuration, or they or their validation are not finite.
+            UserError: the validation of the weights was not finite. (Or, of one that was not read by
+                `load`: they do not fit the configuration, or are not finite.)
         """
         if self.results.get("diverged"):  # finite weights, but too large for anything to come of them
             raise UserError(
                 f"{self.source}: its validation was not finite, training had diverged; use an earlier one"
             )
-        if not all(value.isfinite().all() for value in self.weights.values()):
-            raise UserError(
-                f"{self.source}: its weights are not finite, training had diverged; use an earlier one"
-            )
+        require_shapes(shapes_of(self.weights, self.source), self.config.model, self.source)
+        require_values(self.weights, self.source)
         with torch.device("meta"):  # no time spent on initial values, no random numbers drawn
             model = SampleRNN(self.config.model)
-        try:
-            model.load_state_dict(self.weights, assign=True)
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise UserError(
-                f"{self.source}: weights do not fit the model that config describes: {first}"
-            ) from error
+        model.load_state_dict(self.weights, assign=True)
         return model.eval()
 
     def weights_hash(self) -> str:
@@ -129,7 +132,7 @@ def find(path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read any of the three forms.
+    """Read any of the three forms. What it returns can be built: `entry` has checked all of it.
 
     Raises:
         UserError: missing, damaged, or not a samplernn checkpoint.
@@ -137,28 +140,47 @@ def load(path: str | Path) -> Checkpoint:
     file = find(path)
     if file.name.endswith(".safetensors"):
         return _load_export(file)
-    try:
-        saved = read_saved(file)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file}: damaged, or not a checkpoint of samplernn") from error
-    if not isinstance(saved, dict) or ENTRY not in saved:
+    saved = read_archive(file)
+    if ENTRY not in saved:
         raise UserError(f"{file}: a checkpoint, but not one of samplernn")
+    if not isinstance(saved.get("state_dict"), dict):
+        raise UserError(
+            f"{file}: state_dict must be a table of tensors, got {brief(saved.get('state_dict'))}"
+        )
     weights = {
         name.removeprefix(_MODEL_PREFIX): value
         for name, value in saved["state_dict"].items()
-        if name.startswith(_MODEL_PREFIX)
+        if isinstance(name, str) and name.startswith(_MODEL_PREFIX)
     }
-    return from_entry(saved[ENTRY], weights, file)
+    values = saved[ENTRY]
+    entry = read_entry(values, file)
+    require_shapes(shapes_of(weights, file), entry.config.model, file)
+    return _checkpoint(entry, weights, values.get("pair_counts"), file)
 
 
-def read_saved(file: Path) -> Any:
+def read_archive(file: Path) -> dict[str, Any]:
+    """All that a Lightning checkpoint holds; nothing of it is executed.
+
+    Raises:
+        UserError: damaged, or not a checkpoint.
+    """
+    require_archive(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles; what is wrong with them is said below
+            saved = _load_archive(file)
+    except Exception as error:  # PyTorch meets damage with whatever happens to fail
+        raise UserError(f"{file}: damaged, or not a checkpoint of samplernn") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{file}: a checkpoint, but not one of samplernn")
+    return saved
+
+
+def _load_archive(file: Path) -> Any:
     """What `torch.save` has written, with its tensors on the CPU.
 
     They are mapped into memory as long as one of them is in use, so that little is read of a file of which
     little is needed; where the file system cannot do that, all is read.
-
-    Raises:
-        RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError: it cannot be read.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -166,23 +188,16 @@ def read_saved(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
 
 
-def from_entry(entry: dict[str, Any], weights: dict[str, Tensor], source: Path) -> Checkpoint:
-    """Inverse of `Checkpoint.entry`.
-
-    Raises:
-        UserError: written by a newer samplernn.
-    """
-    if entry["format"] > FORMAT:
-        raise UserError(
-            f"{source}: written by samplernn {entry['version']}, which is newer; update samplernn"
-        )
+def _checkpoint(entry: Entry, weights: dict[str, Tensor], counts: Any, source: Path) -> Checkpoint:
+    """Inverse of `Checkpoint.entry`; the shapes of the weights are those of the network. Raises UserError."""
+    require_values(weights, source)
     return Checkpoint(
-        config=from_dict(Config, entry["config"]),
+        config=entry.config,
         weights=weights,
-        gain=entry["gain"],
-        pair_counts=entry["pair_counts"].numpy().astype(np.int64),
-        split=entry["split"],
-        results=entry["results"],
+        gain=entry.gain,
+        pair_counts=read_counts(counts, entry.config.model.q_levels, source),
+        split=entry.split,
+        results=entry.results,
         source=source,
     )
 
@@ -221,21 +236,44 @@ def export(checkpoint: Checkpoint, folder: str | Path) -> Path:
 
 def _load_export(file: Path) -> Checkpoint:
     sidecar = file.parent / "config.yaml"
+    if not sidecar.exists():
+        raise UserError(f"{file.parent}: damaged export, or not one of samplernn: it has no config.yaml")
+    entry = read_entry(read_yaml(sidecar), sidecar)
     try:
-        entry = yaml.safe_load(sidecar.read_text("utf-8"))
-        tensors = _read_tensors(file)
-        entry["pair_counts"] = tensors.pop(_COUNTS)
-    except (OSError, yaml.YAMLError, safetensors.SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"{file.parent}: damaged export, or not one of samplernn ({error})") from error
-    return from_entry(entry, tensors, file)
+        weights = _read_tensors(file, entry.config.model)
+    except UserError:
+        raise
+    except Exception as error:  # safetensors has errors of its own, and PyTorch's for dtypes that it lacks
+        raise UserError(
+            f"{file.parent}: damaged export, or not one of samplernn ({_words(error)})"
+        ) from error
+    counts = weights.pop(_COUNTS)
+    return _checkpoint(entry, weights, counts, file)
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped where the file system can."""
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def _read_tensors(file: Path, model: ModelConfig) -> dict[str, Tensor]:
+    """The tensors of an export, mapped where the file system can. Raises UserError before much is read."""
     try:
-        return safetensors.torch.load_file(file)
-    except (OSError, RuntimeError, safetensors.SafetensorError):
-        return safetensors.torch.load(file.read_bytes())
+        with safetensors.safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+            _require_tensors({name: tuple(opened.get_slice(name).get_shape()) for name in names}, model, file)
+            return {name: opened.get_tensor(name) for name in names}
+    except UserError:
+        raise
+    except Exception:  # damaged, or some network, FUSE and container file systems
+        tensors: dict[str, Tensor] = safetensors.torch.load(file.read_bytes())
+        _require_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, model, file)
+        return tensors
+
+
+def _require_tensors(found: dict[str, Shape], model: ModelConfig, file: Path) -> None:
+    if found.pop(_COUNTS, None) is None:
+        raise UserError(f"{file}: {_COUNTS} is missing, so it is damaged or no model of samplernn")
+    require_shapes(found, model, file)
 
 
 def _short(value: Any) -> str:

@@ -12,14 +12,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
-from samplernn.config import Config, UserError, from_dict, to_dict
+from samplernn.audio.corpus import Split
+from samplernn.config import Config, UserError, checked, from_dict, to_dict
 from samplernn.locks import Busy, locked
 from samplernn.model.baselines import PairCounts
+from samplernn.model.entry import read_counts, read_gain, read_split
+from samplernn.reading import read_json, read_yaml
 
 RUNS = Path("runs")
 """Where runs live, under the current directory."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What was settled when a run began."""
+
+    folder: str
+    """Of the audio."""
+    gain: float
+    split: Split
+    state: str
+    """``running``, ``interrupted``, ``trained`` or ``finished``."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,33 @@ class RunFolder:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says: folder of the audio, gain, split, state."""
-        return json.loads((self.path / "run.json").read_text("utf-8"))
+        """What `run.json` says: folder of the audio, gain, split, state. Raises UserError if damaged."""
+        file = self.path / "run.json"
+        found: dict[str, Any] = checked(read_json(file), dict[str, Any], f"{file}: what it says")
+        return found
+
+    def started(self) -> Started:
+        """What a run that is continued needs of `run.json`.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        facts, file = self.facts, self.path / "run.json"
+        try:
+            for name in ("folder", "gain", "split", "state"):
+                if name not in facts:
+                    raise UserError(f"{name} is missing")
+            split = read_split(facts["split"])
+            if "train" not in split:
+                raise UserError("split.train is missing")
+            return Started(
+                checked(facts["folder"], str, "folder"),
+                read_gain(facts["gain"]),
+                Split.from_dict(split),
+                checked(facts["state"], str, "state"),
+            )
+        except UserError as error:
+            raise UserError(f"{file}: damaged, so the run cannot be continued: {error}") from None
 
     def write_facts(self, **changes: Any) -> None:
         """Change entries of `run.json`."""
@@ -72,24 +113,34 @@ class RunFolder:
 
     @property
     def config(self) -> Config:
-        """What `config.yaml` says."""
-        values = yaml.safe_load((self.path / "config.yaml").read_text("utf-8"))
-        config: Config = from_dict(Config, values)
+        """What `config.yaml` says. Raises UserError if it is damaged."""
+        file = self.path / "config.yaml"
+        values = read_yaml(file)
+        try:
+            config: Config = from_dict(Config, values)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
         return config
 
     def write_config(self, config: Config) -> None:
         """Write `config.yaml`, which is also a file for `--config`."""
         self._write("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 
-    @property
-    def pair_counts(self) -> PairCounts | None:
-        """Code pairs of the training audio, ``[q, q]``; None before they were written."""
+    def pair_counts(self, q_levels: int) -> PairCounts | None:
+        """Code pairs of the training audio, ``[q, q]``; None before they were written.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        file = self.path / "pair-counts.npz"
         try:
-            with np.load(self.path / "pair-counts.npz") as saved:
-                counts: PairCounts = saved["counts"]
+            with np.load(file) as saved:  # pickles are refused
+                counts = saved["counts"]
         except FileNotFoundError:
             return None
-        return counts
+        except Exception as error:  # NumPy and zipfile meet damage with whatever happens to fail
+            raise UserError(f"{file}: damaged") from error
+        return read_counts(torch.from_numpy(counts), q_levels, file)
 
     def write_pair_counts(self, counts: PairCounts) -> None:
         """Write `pair-counts.npz`, the baselines' knowledge."""
@@ -129,8 +180,9 @@ def newest() -> Path:
 def of_job(job: str) -> str | None:
     """The run that a SLURM job began, if it has."""
     for name in names():
-        if RunFolder(RUNS / name).facts.get("slurm_job") == job:
-            return name
+        with contextlib.suppress(UserError):  # the damage of another run is nothing to this one
+            if RunFolder(RUNS / name).facts.get("slurm_job") == job:
+                return name
     return None
 
 

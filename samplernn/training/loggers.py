@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +31,11 @@ class MetricsFile(Logger):
         self._last: Row = {}
         self._last_at = 0  # where the last row starts in the file, in bytes
         if path.exists():
-            with path.open(newline="") as file:
-                self._columns = list(csv.DictReader(file).fieldnames or self._columns)
+            columns = self._reader().fieldnames or []
+            if "step" in columns:
+                self._columns = list(columns)
+            elif path.stat().st_size:
+                self._put_aside()
 
     @property
     def name(self) -> str:
@@ -54,34 +59,57 @@ class MetricsFile(Logger):
         new_columns = [name for name in row if name not in self._columns]
         if new_columns or not self.path.exists():
             self._columns += new_columns
-            self._rewrite(keep=lambda old: not (same_step and int(old["step"]) == step))
+            self._rewrite(keep=lambda old: not (same_step and _step(old) == step))
         elif same_step:
-            with self.path.open("r+") as file:
+            with self.path.open("r+b") as file:
                 file.truncate(self._last_at)
         self._last, self._last_at = row, self.path.stat().st_size
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(self._line(row))
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`, or was cut short: a resumed run will do it again."""
         if self.path.exists():
-            self._rewrite(keep=lambda old: None not in old.values() and int(old["step"]) <= step)
+            self._rewrite(
+                keep=lambda old: None not in old.values() and None not in old and -1 < _step(old) <= step
+            )
             self._last = {}
 
     def _line(self, row: Row) -> str:
         line = io.StringIO()
-        csv.DictWriter(line, self._columns).writerow(row)
+        csv.DictWriter(line, self._columns, extrasaction="ignore").writerow(row)
         return line.getvalue()
+
+    def _reader(self) -> csv.DictReader[str]:
+        """The rows of the file as far as they can be read, whatever bytes it holds."""
+        text = self.path.read_text("utf-8", errors="replace").replace("\0", "")
+        return csv.DictReader(io.StringIO(text, newline=""))
+
+    def _put_aside(self) -> None:
+        """A file without a column of steps is no use, but may be of some to somebody."""
+        aside = self.path.with_name("metrics-damaged.csv")
+        self.path.replace(aside)
+        print(f"{self.path}: damaged (no column of steps); kept as {aside.name}", file=sys.stderr, flush=True)
 
     def _rewrite(self, keep: Callable[[Row], bool]) -> None:
         """Write the file anew, with the present columns and the rows to keep."""
         partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as new:
+        with partial.open("w", encoding="utf-8", newline="") as new:
             csv.DictWriter(new, self._columns).writeheader()
             if self.path.exists():
-                with self.path.open(newline="") as old:
-                    for row in csv.DictReader(old):
+                with contextlib.suppress(
+                    csv.Error
+                ):  # a line of megabytes: damage, and the end of what is left
+                    for row in self._reader():
                         if keep(row):
                             new.write(self._line(row))
         partial.replace(self.path)
+
+
+def _step(row: Row) -> int:
+    """Of a row; -1 where it says none, for it is damaged."""
+    try:
+        return int(row["step"])
+    except (KeyError, TypeError, ValueError):
+        return -1

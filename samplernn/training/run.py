@@ -21,7 +21,7 @@ from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
 from samplernn.audio.health import remarks
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
-from samplernn.model.checkpoint import Checkpoint, load, read_saved
+from samplernn.model.checkpoint import Checkpoint, load, read_archive
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
 from samplernn.training.auto_lanes import resolve
@@ -46,6 +46,7 @@ from samplernn.training.processes import (
 )
 from samplernn.training.progress import ProgressDisplay
 from samplernn.training.samples import Samples
+from samplernn.training.saved import require_resumable
 from samplernn.training.scoring import Score, Spans, pair_counts, quick_check, score_spans
 from samplernn.training.trainer import make_trainer
 from samplernn.training.trainer import quiet as hush_lightning
@@ -160,10 +161,10 @@ def resume(
         raise UserError(f"{run.path}: model.* and data.* of a run cannot change; train a new one instead")
 
     def prepare_run(trainer: pl.Trainer) -> Prepared | None:
-        facts = run.facts
-        if facts["state"] == "finished" and config == old:
+        begun = run.started()
+        if begun.state == "finished" and config == old:
             return None
-        audio = str(Path(folder).resolve()) if folder else facts["folder"]
+        audio = str(Path(folder).resolve()) if folder else begun.folder
         corpus = prepare(
             audio,
             config.data.sample_rate,
@@ -173,12 +174,8 @@ def resume(
         )
         run.write_config(config)
         run.write_facts(state="running", folder=audio)
-        corpus = replace(corpus, gain=facts["gain"], normalise=config.data.normalise)
-        parts = Split.from_dict(facts["split"])
-        counts = run.pair_counts
-        if counts is None:  # it was stopped before they were written
-            counts = _count_pairs(config, corpus, parts)
-        return Prepared(run, config, corpus, parts, counts, quiet)
+        corpus, parts = replace(corpus, gain=begun.gain, normalise=config.data.normalise), begun.split
+        return Prepared(run, config, corpus, parts, _known_pairs(run, config, corpus, parts), quiet)
 
     return _lead(run, config, prepare_run)
 
@@ -361,6 +358,10 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
             return step, reached
         if not quiet:
             say(f"continuing from {last}, step {step}")
+    elif is_first() and (run.path / "metrics.csv").exists() and not quiet:
+        say(f"{run.path}: no checkpoint was saved, or they are gone; it begins from the first step")
+    if is_first():
+        (run.path / "checkpoints").mkdir(exist_ok=True)
     checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics(baselines, about)
     stopping = Stopping(checkpoints.save_last)
     boards = dashboards(config, run.path, baselines, step, quiet)
@@ -390,7 +391,12 @@ def _whole_checkpoint(run: RunFolder) -> Path | None:
     for path in found:
         damage = damage_of(path)
         if damage is None:
-            return path
+            try:
+                require_resumable(read_archive(path), run.config, path)
+            except UserError as error:
+                damage = str(error).removeprefix(f"{path}: ")
+            else:
+                return path
         say(f"{path}: {damage}; it is passed over")
     if found:
         raise UserError(
@@ -406,7 +412,7 @@ def _progress_of(checkpoint: Path) -> tuple[int, int, float]:
     Nothing of the file stays mapped into memory: training is about to replace it, which Windows refuses then,
     and a network disk would keep the old one.
     """
-    saved = read_saved(checkpoint)
+    saved = read_archive(checkpoint)
     return saved["global_step"], saved[STATE]["processes"], saved[STATE]["seconds"]
 
 
@@ -473,6 +479,19 @@ def _describe_parts(prepared: Prepared) -> Iterator[str]:
             say(f"  {gone} of {len(spans)} {part} files are not there any more as they were")
         minutes = sum(stop - start for _, start, stop in found) / corpus.sample_rate / 60
         yield f"{part} {minutes:.1f} min"
+
+
+def _known_pairs(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> PairCounts:
+    """Code pairs of the training audio as they were when the run began, else counted."""
+    try:
+        counts = run.pair_counts(config.model.q_levels)
+    except UserError as error:
+        say(f"{error}; the baselines are counted again")
+        counts = None
+    if counts is None:  # or it was stopped before they were written
+        counts = _count_pairs(config, corpus, parts)
+        run.write_pair_counts(counts)
+    return counts
 
 
 def _count_pairs(config: Config, corpus: Corpus, parts: Split) -> PairCounts:
