@@ -20,13 +20,13 @@ BAND_RATE = 4000
 """Hz, about: samples are decimated by a whole number to the rate next to this one."""
 FRAME = 512
 """Decimated samples per frame (128 ms); bins are 7.8 Hz apart."""
-HOP = 256
-"""Decimated samples from frame to frame (64 ms)."""
+HOP = 128
+"""Decimated samples from frame to frame (32 ms)."""
 STEPS = 8
 """Times and frequencies of peaks are in this part of a frame and of a bin."""
-_BATCH = 128
+_BATCH = 512
 """Frames that are processed at a time."""
-_AROUND_FRAMES = 4
+_AROUND_FRAMES = 8
 _AROUND_BINS = 10
 """A peak is the largest value within so many frames and bins on each side."""
 _LOWEST_BIN = 4
@@ -93,10 +93,10 @@ class Fingerprint:
     @property
     def encoded(self) -> str:
         """The peaks as text, for `decode`."""
-        times, bins, powers = map(np.concatenate, zip(*self._found, strict=True)) if self._found else [[]] * 3
-        if not len(times):
+        if not self._found:
             return ""
-        kept = powers > _RANGE * powers.max()
+        times, bins, powers = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
+        kept = powers > _RANGE * powers.max(initial=0.0)
         order = np.lexsort((bins[kept], times[kept]))
         return encode(Peaks(times[kept][order], bins[kept][order]))
 
@@ -143,17 +143,22 @@ def _spectrogram(x: np.ndarray) -> np.ndarray:
 
 def _peaks(power: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Times and bins in steps, and powers, of the peaks in the frames from `start` to `stop`."""
-    padded = np.pad(power, ((_AROUND_FRAMES, _AROUND_FRAMES), (_AROUND_BINS, _AROUND_BINS)))
-    around = _running_max(_running_max(padded, 2 * _AROUND_FRAMES + 1, 0), 2 * _AROUND_BINS + 1, 1)
-    is_peak = (power >= around) & (power > _FLOOR)
-    is_peak[:, :_LOWEST_BIN] = is_peak[:, -1:] = False
+    # The upper half of a float32 keeps the order, to 0.03 dB, and has half the bytes to compare.
+    coarse = (power.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    around = np.pad(coarse, ((_AROUND_FRAMES, _AROUND_FRAMES), (_AROUND_BINS, _AROUND_BINS)))
+    around = _running_max(_running_max(around, 2 * _AROUND_FRAMES + 1, 0), 2 * _AROUND_BINS + 1, 1)
+    is_peak = (coarse == around) & (power > _FLOOR)
+    is_peak[:, :_LOWEST_BIN] = is_peak[:, -1] = is_peak[0] = is_peak[-1] = False  # no neighbours
     frames, bins = np.divmod(np.flatnonzero(is_peak[start:stop]), is_peak.shape[1])
     frames += start
-    rows, columns = frames + _AROUND_FRAMES, bins + _AROUND_BINS
     here = power[frames, bins]
-    time = STEPS * (frames + _vertex(padded[rows - 1, columns], here, padded[rows + 1, columns]))
-    bin_ = STEPS * (bins + _vertex(padded[rows, columns - 1], here, padded[rows, columns + 1]))
-    return np.rint(time).astype(np.int64), np.rint(bin_).astype(np.int64), here
+    earlier, later = power[frames - 1, bins], power[frames + 1, bins]
+    lower, higher = power[frames, bins - 1], power[frames, bins + 1]
+    is_top = (here >= np.maximum(earlier, later)) & (here >= np.maximum(lower, higher))
+    time = STEPS * (frames + _vertex(earlier, here, later))
+    bin_ = STEPS * (bins + _vertex(lower, here, higher))
+    times, bins = np.rint(time[is_top]).astype(np.int64), np.rint(bin_[is_top]).astype(np.int64)
+    return times, bins, here[is_top]
 
 
 def _running_max(x: np.ndarray, width: int, axis: int) -> np.ndarray:

