@@ -6,8 +6,9 @@ shards and two processes that build the same one do no harm. The name of a shard
 its source files were (path, size, time) and of the settings, so an unchanged shard is never rebuilt.
 
 The JSON holds what is known of each file, its spectral peaks too. It carries a checksum of itself, and of
-each file's samples; it also notes the size and time of the samples' file. While those are as noted the samples are trusted, so that a start does not read the whole
-cache; otherwise they are checked, and built again if they are not what was written.
+each file's samples; it also notes the size and time of the samples' file. While those are as noted the
+samples are trusted, so that a start does not read the whole cache; otherwise they are checked, and built
+again if they are not what was written.
 
 Only what the bytes of a file decide is kept. A shard in which something else failed (a disk, a
 permission, a file that somebody was writing to) gets a name of its own, serves the process that made
