@@ -219,6 +219,9 @@ class DataConfig:
     """One gain for the whole corpus, or one per file, so that each reaches the peak of the loudest. `clip` is
     for comparison with work that does so: such bits do not compare with those at one gain, and what is
     generated comes out at the level of the loudest."""
+    keep_takes_together: bool = True
+    """Files that share audio (overlapping cuts, the same take as WAV and MP3) train together or are held out
+    together, so that nothing held out has been heard in training."""
 
     def __post_init__(self) -> None:
         _require(

@@ -144,7 +144,7 @@ DEFAULT_FREE = Config(
         top_projection=False,
         linear_mlp_layer=True,
     ),
-    data=DataConfig(8000, 3, 1024, 2.5, 60.0, 7, "/tmp/cache folder", 30.0, "clip"),
+    data=DataConfig(8000, 3, 1024, 2.5, 60.0, 7, "/tmp/cache folder", 30.0, "clip", False),
     optim=OptimConfig(3e-4, (0.8, 0.95), 0.01, "constant", 0.5, 0, 0, 0.99),
     checkpoint=CheckpointConfig(100, 0.5),
     samples=SamplesConfig(0, 1.5, (1.0,), 3, 0.5, 5),

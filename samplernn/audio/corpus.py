@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -26,21 +27,24 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from samplernn.audio import shards
+from samplernn.audio import shards, takes
 from samplernn.audio.decoding import Task, make_shards
 from samplernn.audio.files import AudioFile, Problem, Source
 from samplernn.audio.io import SUFFIXES, remedy_for
 from samplernn.audio.scan import Found, find, scan, states
 from samplernn.audio.shards import Shard
+from samplernn.audio.takes import Overlap
 from samplernn.config import DECODE_TIMEOUT, UserError, one_line
 
 __all__ = [
     "AudioFile",
     "Corpus",
+    "Overlap",
     "Problem",
     "Span",
     "Split",
     "inspect",
+    "leaked_seconds",
     "locate",
     "lost",
     "prepare",
@@ -89,6 +93,17 @@ class Corpus:
     def duration(self) -> float:
         """Seconds of all files together."""
         return self.num_samples / self.sample_rate
+
+    @functools.cached_property
+    def overlaps(self) -> tuple[Overlap, ...]:
+        """Audio that two files share, by their indices; see `takes`."""
+        return takes.overlaps(self.files, self.sample_rate)
+
+    @property
+    def takes(self) -> tuple[tuple[AudioFile, ...], ...]:
+        """The files, those that share audio together; each take and all of them in order of path."""
+        groups = takes.group(len(self.files), self.overlaps)
+        return tuple(tuple(self.files[index] for index in group) for group in groups)
 
     @property
     def sha256(self) -> str:
@@ -380,19 +395,55 @@ class Split:
         return cls(**{part: tuple(Span(*span) for span in spans) for part, spans in values.items()})
 
 
-def split(corpus: Corpus, seed: int) -> Split:
+def split(corpus: Corpus, seed: int, keep_takes_together: bool = True) -> Split:
     """Holds out a tenth of the duration for test and another for validation.
 
     By file, in an order that depends on seed and path alone. With fewer than three files, or one that
     makes up more than 80 %, by time within every file.
 
+    Args:
+        corpus: the audio.
+        seed: of the order.
+        keep_takes_together: files that share audio stay on one side, as if they were one file. Where that
+            leaves fewer than three, or one of more than 80 %, they cannot: then files are split as if they
+            shared nothing, or by time, whichever leaves less of the held-out audio in the training part.
+
     Raises:
         UserError: there is too little audio.
     """
-    longest = max(file.num_samples for file in corpus.files)
-    if len(corpus.files) < 3 or longest > DOMINANT * corpus.num_samples:
+    files = [(file,) for file in corpus.files]
+    units = corpus.takes if keep_takes_together else files
+    if _can_be_dealt(units):
+        return _split_by_file(units, seed)
+    if len(units) == len(files) or not _can_be_dealt(files):
         return _split_by_time(corpus)
-    return _split_by_file(corpus, seed)
+    choices = [_split_by_file(files, seed), _split_by_time(corpus)]
+    return min(choices, key=lambda parts: leaked_seconds(corpus, parts) / _held_out_seconds(corpus, parts))
+
+
+def _held_out_seconds(corpus: Corpus, parts: Split) -> float:
+    return sum(span.stop - span.start for span in (*parts.validation, *parts.test)) / corpus.sample_rate
+
+
+def _can_be_dealt(units: Sequence[Sequence[AudioFile]]) -> bool:
+    """Whether there are enough units of files for three parts, and none that is nearly everything."""
+    sizes = [sum(file.num_samples for file in unit) for unit in units]
+    return len(sizes) >= 3 and max(sizes) <= DOMINANT * sum(sizes)
+
+
+def leaked_seconds(corpus: Corpus, parts: Split) -> float:
+    """Seconds of validation and test audio that are in the training part too, in another file."""
+    index_of = {file.sha256: index for index, file in enumerate(corpus.files)}
+
+    def stretches(spans: Iterable[Span]) -> dict[int, list[tuple[float, float]]]:
+        found: dict[int, list[tuple[float, float]]] = {}
+        for file, start, stop in locate(corpus, spans):
+            part = start / corpus.sample_rate, stop / corpus.sample_rate
+            found.setdefault(index_of[file.sha256], []).append(part)
+        return found
+
+    held_out = stretches((*parts.validation, *parts.test))
+    return takes.leaked(corpus.overlaps, stretches(parts.train), held_out)
 
 
 def locate(corpus: Corpus, spans: Iterable[Span]) -> list[tuple[AudioFile, int, int]]:
@@ -423,29 +474,33 @@ def lost(corpus: Corpus, spans: Iterable[Span]) -> list[Problem]:
     return list(found.values())
 
 
-def _split_by_file(corpus: Corpus, seed: int) -> Split:
-    """Test, then validation, take whole files until they have a tenth; at least one file for each part.
+def _split_by_file(units: Sequence[Sequence[AudioFile]], seed: int) -> Split:
+    """Test, then validation, take whole units until they have a tenth; at least one for each part.
 
-    Files above a quarter of the whole come last, so that they train where that is possible.
+    Units above a quarter of the whole come last, so that they train where that is possible.
     """
-    total = corpus.num_samples
+    sizes = [sum(file.num_samples for file in unit) for unit in units]
+    total = sum(sizes)
 
-    def rank(file: AudioFile) -> tuple[bool, bytes]:
-        digest = hashlib.sha256(f"{seed}\n".encode() + os.fsencode(file.path)).digest()
-        return 4 * file.num_samples > total, digest
+    def rank(number: int) -> tuple[bool, bytes]:
+        digest = hashlib.sha256(f"{seed}\n".encode() + os.fsencode(units[number][0].path)).digest()
+        return 4 * sizes[number] > total, digest
 
-    pending = deque(sorted(corpus.files, key=rank))
+    pending = deque(sorted(range(len(units)), key=rank))
 
     def take(leave: int) -> tuple[Span, ...]:
-        taken: list[AudioFile] = []
+        taken: list[int] = []
         missing = HELD_OUT * total
         while not taken or (missing > 0 and len(pending) > leave):
             taken.append(pending.popleft())
-            missing -= taken[-1].num_samples
-        return _spans([(file, 0, file.num_samples) for file in taken])
+            missing -= sizes[taken[-1]]
+        return whole(taken)
+
+    def whole(numbers: Iterable[int]) -> tuple[Span, ...]:
+        return _spans([(file, 0, file.num_samples) for number in numbers for file in units[number]])
 
     test, validation = take(leave=2), take(leave=1)
-    return Split(_spans([(file, 0, file.num_samples) for file in pending]), validation, test)
+    return Split(whole(pending), validation, test)
 
 
 def _split_by_time(corpus: Corpus) -> Split:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from samplernn.audio.fingerprint import Fingerprint
 from samplernn.audio.io import AudioError, Decoder, remedy_for, to_int16
 from samplernn.audio.measures import Levels
 from samplernn.config import one_line
@@ -66,6 +67,8 @@ class AudioFile:
     """Samples as stored by the level of the 50 ms around them, see `measures.Levels.histogram`."""
     scale: float = 1.0
     """Factor by which the decoded samples were divided before they were stored."""
+    fingerprint: str = field(default="", repr=False)
+    """Its spectral peaks, see `fingerprint.encode`."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AudioFile:
@@ -93,6 +96,7 @@ class _Tally:
         self.total = 0
         self.peak = 0
         self.levels = Levels(sample_rate)
+        self.fingerprint = Fingerprint(sample_rate)
         self._hash = hashlib.sha256()
 
     def add(self, block: np.ndarray) -> None:
@@ -102,6 +106,7 @@ class _Tally:
         self.total += int(block.sum(dtype=np.int64))
         self.peak = max(self.peak, -low, high)
         self.levels.add(block)
+        self.fingerprint.add(block)
         self._hash.update(_bytes(block))
 
     @property
@@ -202,6 +207,7 @@ def _entry(
     if tally.peak == 0:
         raise _silence(decoder)
     tally.levels.finish()
+    tally.fingerprint.finish()
     return AudioFile(
         path=source.path,
         num_samples=tally.num_samples,
@@ -218,6 +224,7 @@ def _entry(
         rms=tally.levels.rms,
         levels=tally.levels.histogram,
         scale=decoder.scale,
+        fingerprint=tally.fingerprint.encoded,
     )
 
 

@@ -5,9 +5,10 @@ makes final (the samples first, the JSON last), so a build that is killed resume
 shards and two processes that build the same one do no harm. The name of a shard is a hash of what
 its source files were (path, size, time) and of the settings, so an unchanged shard is never rebuilt.
 
-The JSON carries a checksum of itself, and of each file's samples; it also notes the size and time of the
-samples' file. While those are as noted the samples are trusted, so that a start does not read the whole
-cache; otherwise they are checked, and built again if they are not what was written.
+The JSON holds what is known of each file, its spectral peaks too. It carries a checksum of itself, and of
+each file's samples; it also notes the size and time of the samples' file. While those are as noted the
+samples are trusted, so that a start does not read the whole cache; otherwise they are checked, and built
+again if they are not what was written.
 
 Only what the bytes of a file decide is kept. A shard in which something else failed (a disk, a
 permission, a file that somebody was writing to) gets a name of its own, serves the process that made
@@ -39,7 +40,7 @@ from samplernn.audio.files import AudioFile, Problem, Source, decode_into, measu
 from samplernn.audio.io import AudioError
 from samplernn.config import DECODE_TIMEOUT, UserError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Part of every key: raise it when the bytes of a shard would come out differently."""
 SHARD_FILES = 32
 SHARD_BYTES = 8 * 2**20

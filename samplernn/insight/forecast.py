@@ -63,7 +63,7 @@ class Cost:
 
 def with_lanes(corpus: Corpus, config: Config) -> Config:
     """The configuration with the lanes that training would choose where `data.batch_size` is auto."""
-    trainer, parts = config.trainer, split(corpus, config.data.split_seed)
+    trainer, parts = config.trainer, split(corpus, config.data.split_seed, config.data.keep_takes_together)
     return resolve(config, corpus, parts, _device(trainer), _devices(trainer), trainer.num_nodes)[0]
 
 
@@ -74,7 +74,7 @@ def plan(corpus: Corpus, config: Config) -> Plan:
         UserError: training would refuse it, with the same words.
     """
     data = config.data
-    parts = split(corpus, data.split_seed)
+    parts = split(corpus, data.split_seed, data.keep_takes_together)
     spans = {name: locate(corpus, getattr(parts, name)) for name in ("train", "validation", "test")}
     seconds = {
         name: sum(stop - start for _, start, stop in found) / data.sample_rate

@@ -104,7 +104,7 @@ def start(
             decode_timeout=chosen.data.decode_timeout,
         )
         corpus = replace(corpus, normalise=chosen.data.normalise)
-        parts = split(corpus, chosen.data.split_seed)
+        parts = split(corpus, chosen.data.split_seed, chosen.data.keep_takes_together)
         device = trainer.strategy.root_device
         config, lanes = resolve(chosen, corpus, parts, device, trainer.num_devices, trainer.num_nodes)
         if lanes and not quiet:

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import samplernn
-from samplernn.audio.corpus import AudioFile, Corpus, Span, Split, locate, prepare, split
+from samplernn.audio.corpus import (
+    AudioFile,
+    Corpus,
+    Overlap,
+    Span,
+    Split,
+    leaked_seconds,
+    locate,
+    prepare,
+    split,
+)
 from samplernn.config import UserError
 
 CLIPS = Path(next(iter(samplernn.__path__))) / "clips"
@@ -24,6 +34,14 @@ def corpus_of(*lengths: int) -> Corpus:
         for i, n in enumerate(lengths)
     )
     return Corpus(Path("folder"), RATE, 1.0, files, (), Path("none"))
+
+
+def with_overlaps(corpus: Corpus, *pairs: tuple[int, int]) -> Corpus:
+    """As if files shared all of their audio, from the first sample on."""
+    lengths = [file.num_samples / RATE for file in corpus.files]
+    found = tuple(Overlap(a, b, 0.0, 0.0, min(lengths[a], lengths[b])) for a, b in pairs)
+    vars(corpus)["overlaps"] = found  # where the cached property keeps it
+    return corpus
 
 
 def total(spans: tuple[Span, ...]) -> int:
@@ -43,6 +61,7 @@ def test_split_parts_never_share_audio(lengths: list[int], seed: int) -> None:
     assert all([parts.train, parts.validation, parts.test])
     spans = [*parts.train, *parts.validation, *parts.test]
     size = {file.path: file.num_samples for file in corpus.files}
+    assert leaked_seconds(corpus, parts) == 0
     assert all(0 <= span.start < span.stop <= size[span.path] for span in spans)
     for one, other in itertools.combinations(spans, 2):
         if one.path == other.path:
@@ -81,6 +100,59 @@ def test_split_depends_on_seed_and_path_alone() -> None:
     assert [span.path[:3] for span in parts.test] == ["000", "008", "030", "043", "044"]
     longer = split(corpus_of(*[RATE] * 51), 0)
     assert len({span.path for span in longer.test} - {span.path for span in parts.test}) <= 2
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.integers(RATE, 60 * RATE), min_size=3, max_size=30),
+    st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=20),
+    st.integers(0, 10),
+)
+def test_takes_stay_on_one_side_where_that_can_be(
+    lengths: list[int], pairs: list[tuple[int, int]], seed: int
+) -> None:
+    known = sorted({(min(a, b), max(a, b)) for a, b in pairs if a != b and max(a, b) < len(lengths)})
+    corpus = with_overlaps(corpus_of(*lengths), *known)
+    sizes = [sum(file.num_samples for file in take) for take in corpus.takes]
+    parts = split(corpus, seed)
+    assert all([parts.train, parts.validation, parts.test])
+    if len(sizes) >= 3 and max(sizes) <= 0.8 * sum(sizes):
+        side = {span.path: name for name in ("train", "validation", "test") for span in getattr(parts, name)}
+        assert all(len({side[file.path] for file in take}) == 1 for take in corpus.takes)
+        assert len(side) == len(lengths)
+        assert leaked_seconds(corpus, parts) == 0
+    else:
+        apart = split(corpus, seed, keep_takes_together=False)
+        held_out, as_before = (total((*some.validation, *some.test)) for some in (parts, apart))
+        assert leaked_seconds(corpus, parts) / held_out <= leaked_seconds(corpus, apart) / as_before
+
+
+def test_takes_change_nothing_where_there_are_none_or_the_option_is_off() -> None:
+    plain = split(corpus_of(*[RATE] * 50), 0)
+    corpus = with_overlaps(corpus_of(*[RATE] * 50), (8, 20), (20, 30))
+    assert split(corpus, 0, keep_takes_together=False) == plain
+    assert leaked_seconds(corpus, plain) == 2.0  # 8 and 30 test, and 20 trains
+    together = split(corpus, 0)
+    assert leaked_seconds(corpus, together) == 0
+    test = {span.path[:3] for span in together.test}
+    assert {"008", "020", "030"} <= test
+    assert len(test - {span.path[:3] for span in plain.test}) <= 2
+
+
+def test_copies_of_one_recording_alone_are_split_by_time() -> None:
+    corpus = with_overlaps(corpus_of(*[100 * RATE] * 4), (0, 1), (1, 2), (2, 3), (0, 2), (0, 3), (1, 3))
+    by_file = split(corpus, 0, keep_takes_together=False)
+    assert leaked_seconds(corpus, by_file) == 200.0
+    parts = split(corpus, 0)
+    assert [(span.start, span.stop) for span in parts.train] == [(0, 80 * RATE)] * 4
+    assert leaked_seconds(corpus, parts) == 0
+
+
+def test_overlapping_pieces_of_one_recording_are_split_by_file_as_nothing_is_better() -> None:
+    corpus = corpus_of(*[20 * RATE] * 30)
+    vars(corpus)["overlaps"] = tuple(Overlap(i, i + 1, 10.0, -10.0, 10.0) for i in range(29))
+    assert split(corpus, 0) == split(corpus, 0, keep_takes_together=False)
+    assert leaked_seconds(corpus, split(corpus, 0)) > 0
 
 
 def test_split_survives_json() -> None:

@@ -208,10 +208,11 @@ class Study:
         """What the audio is, and what each run is made of; decodes the audio, so that no run has to."""
         data = self.table.rows[0].config.data
         corpus = prepare(self.folder, data.sample_rate, data.cache_dir, decode_timeout=data.decode_timeout)
-        parts = json.dumps(split(corpus, data.split_seed).to_dict(), sort_keys=True)
+        parts = split(corpus, data.split_seed, data.keep_takes_together)
+        described = json.dumps(parts.to_dict(), sort_keys=True)
         return {
             "samplernn": __version__,
-            "audio": {"gain": corpus.gain, "split": hashlib.sha256(parts.encode()).hexdigest()[:16]},
+            "audio": {"gain": corpus.gain, "split": hashlib.sha256(described.encode()).hexdigest()[:16]},
             "minutes": round(corpus.duration / 60, 1),
             "machine": machine(),
             "definitions": {
