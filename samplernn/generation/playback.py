@@ -7,6 +7,7 @@ neighbours, nor from the length of the blocks, nor from where the playback was i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from samplernn.config import UserError
 from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import PREFILL_CHUNK, Engine, EngineState
+from samplernn.generation.forked import keep_to_one_thread, require_own_gpu
 from samplernn.generation.guards import HOP_SECONDS, Guard, Kind, Trap, expected_of
 from samplernn.generation.prompts import Prompt, in_pieces
 from samplernn.generation.request import Request
@@ -64,9 +66,11 @@ class Generator:
     """
 
     def __init__(self, checkpoint: Checkpoint, engine: str = "auto", dtype: str = "auto") -> None:
+        keep_to_one_thread()
         self.checkpoint = checkpoint
         self.sample_rate = checkpoint.config.data.sample_rate
         self.engine: Engine = open_engine(checkpoint.build(), engine, dtype)
+        self._process = os.getpid()
         self.to_audio: NDArray[np.int16] = checkpoint.quantizer.code_to_int16(checkpoint.gain).numpy()
         """What each code sounds like, the gain undone, ``[Q]``."""
         self.expected = expected_of(checkpoint.pair_counts, checkpoint.quantizer, checkpoint.gain)
@@ -107,6 +111,11 @@ class Generator:
             UserError: the state to go on from belongs to another model.
         """
         return Playback(self, request, block_seconds, heard_so_far)
+
+    def mind_forks(self) -> None:
+        """Make sure that it can go on in this process, which may have been forked. Raises UserError if not."""
+        keep_to_one_thread()
+        require_own_gpu(self.engine.name, self._process)
 
     def hear(self, prompt: Prompt, heard_so_far: Callable[[int], None] = lambda heard: None) -> EngineState:
         """One stream that has heard a prompt, with silence before it to fill whole frames."""
@@ -171,6 +180,7 @@ class Playback(Iterator[NDArray[np.int16]]):
         self, generator: Generator, request: Request, block_seconds: float, heard_so_far: HeardSoFar
     ) -> None:
         self.generator, self.request = generator, request
+        generator.mind_forks()
         self.events: list[Event] = []
         self._block = generator.in_frames(block_seconds)
         self._hop = generator.in_frames(HOP_SECONDS)
@@ -192,6 +202,7 @@ class Playback(Iterator[NDArray[np.int16]]):
         self._end = None if request.num_samples is None else self._given + request.num_samples
 
     def __next__(self) -> NDArray[np.int16]:
+        self.generator.mind_forks()
         stop = self._given + self._block
         if self._end is not None:
             stop = min(stop, self._end)

@@ -94,7 +94,11 @@ def without_cuda() -> str:
     """Why the CUDA engine cannot run on this machine; empty if it can."""
     if not torch.cuda.is_available():
         return "there is no NVIDIA GPU that PyTorch can use"
-    if torch.cuda.get_device_capability() < (8, 0):
+    try:
+        capability = torch.cuda.get_device_capability()
+    except RuntimeError as error:  # in a process that was forked from one that has used the GPU
+        return first_line(error)
+    if capability < (8, 0):
         return f"{torch.cuda.get_device_name()} is older than Ampere and cannot multiply bfloat16"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (it comes with PyTorch for Linux)"

@@ -60,9 +60,17 @@ class CpuEngine:
         self._packed = PackedNetwork(self.model, dtype)
         self.plan = self._packed.plan
         self._threads = threads or cores()
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="samplernn")
+        self._pools: dict[int, ThreadPoolExecutor] = {}
         self._paces: dict[int, _Pace] = {}
         self._load_program()
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        """The threads of this process: a forked one has none of its parent's."""
+        process = os.getpid()
+        if process not in self._pools:
+            self._pools[process] = ThreadPoolExecutor(self._threads, thread_name_prefix="samplernn")
+        return self._pools[process]
 
     @torch.inference_mode()
     def start(self, num_streams: int) -> None:
