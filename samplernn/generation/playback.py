@@ -113,7 +113,7 @@ class Generator:
         return Playback(self, request, block_seconds, heard_so_far)
 
     def mind_forks(self) -> None:
-        """Make sure that it can go on in this process, which may have been forked. Raises UserError if not."""
+        """Make sure that it can go on in this process, which may be a forked one. Raises UserError."""
         keep_to_one_thread()
         require_own_gpu(self.engine.name, self._process)
 

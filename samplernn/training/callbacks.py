@@ -55,7 +55,7 @@ class Stopping(pl.Callback):
 
     A planned end goes through `trainer.should_stop`, which makes Lightning validate once more even
     in the middle of an epoch. A signal is only noted by its handler; all processes learn of it in
-    the next steps (`Agreement`), save together and leave. A second SIGINT stops at once, unsaved;
+    the next steps (`Agreement`), save together and leave. A second SIGINT stops at once (see `Rescue`);
     one within half a second counts as the first, for a terminal and a launcher may both pass it on.
 
     Args:
@@ -85,7 +85,7 @@ class Stopping(pl.Callback):
             return
         self._step = trainer.global_step
         agreed = pl_module.agreement.agreed
-        if agreed.must_stop and not _is_validation_next(trainer):
+        if agreed.must_stop and not is_validation_next(trainer):
             self._save(trainer)
             raise Interrupted(self._signal, saved=True)
         config, loader = pl_module.config.trainer, lane_loader(trainer)
@@ -134,12 +134,12 @@ class Stopping(pl.Callback):
         if number == signals.HANGUP:
             signals.let_go_of_terminal()
         if is_first():
-            said = "\nstopping after this step; Ctrl-C again stops at once, unsaved"
+            said = "\nstopping after this step; Ctrl-C again stops at once"
             with contextlib.suppress(OSError):  # nobody is there any more: no reason not to save
                 print(said, file=sys.stderr, flush=True)
 
 
-def _is_validation_next(trainer: pl.Trainer) -> bool:
+def is_validation_next(trainer: pl.Trainer) -> bool:
     """Whether Lightning validates after the batch that it has just trained on.
 
     Nothing is saved between the two: a run that was resumed there would miss the validation.
@@ -192,7 +192,7 @@ class Checkpoints(pl.Callback):
             return
         self._step = trainer.global_step
         self._is_due |= self._every_steps > 0 and trainer.global_step % self._every_steps == 0
-        if self._is_due and not _is_validation_next(trainer):
+        if self._is_due and not is_validation_next(trainer):
             self.save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

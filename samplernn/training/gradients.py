@@ -58,6 +58,14 @@ class Gradients:
         """Go on from `state_dict`; a resumed run has skipped no steps in a row."""
         self._sums, self._skips = torch.tensor(saved["sums"]), torch.tensor([saved["skipped"], 0])
 
+    def counted(self) -> tuple[Tensor, Tensor]:
+        """What has been counted since the last reading, for `count_from`; waits for nothing."""
+        return self._sums.clone(), self._skips
+
+    def count_from(self, counted: tuple[Tensor, Tensor]) -> None:
+        """Go on from what `counted` gave."""
+        self._sums, self._skips = counted
+
     @torch.no_grad()
     def judge(
         self, optimizer: torch.optim.Optimizer, clip_val: float | None, algorithm: str | None = None

@@ -69,12 +69,21 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`, or was cut short: a resumed run will do it again."""
-        if self.path.exists():
-            self._rewrite(
-                keep=lambda old: None not in old.values() and None not in old and -1 < _step(old) <= step
-            )
-            self._last = {}
+        """Forget what was logged after `step`, or was cut short: a resumed run will do it again.
+
+        A row of `step` itself is completed if more of that step is logged.
+        """
+        self._last = {}
+        if not self.path.exists():
+            return
+        self._rewrite(
+            keep=lambda old: None not in old.values() and None not in old and -1 < _step(old) <= step
+        )
+        with self.path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if rows and _step(rows[-1]) == step:
+            self._last = {**rows[-1], "step": step}
+            self._last_at = self.path.stat().st_size - len(self._line(self._last).encode())
 
     def _line(self, row: Row) -> str:
         line = io.StringIO()

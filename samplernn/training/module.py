@@ -14,7 +14,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
@@ -33,6 +33,17 @@ from samplernn.training.scoring import Batch, BitCount, score_chunk
 
 STATE = "lane_state"
 """Key of what only training needs, inside a checkpoint."""
+
+
+class Moment(NamedTuple):
+    """Where training stands besides weights and optimizer."""
+
+    lane_state: State | None
+    loader: dict[str, int]
+    unread: list[tuple[Tensor, Tensor]]
+    gradients: tuple[Tensor, Tensor]
+    validation: tuple[float, float, int]
+    """Last and best bits, and validations since the best."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -142,6 +153,23 @@ class TrainingModule(pl.LightningModule):
         is_best = self.validation_bits < self.best_bits
         self.validations_since_best = 0 if is_best else self.validations_since_best + 1
         self.best_bits = min(self.best_bits, self.validation_bits)
+
+    def moment(self) -> Moment:
+        """Where training stands now; nothing in it will change."""
+        return Moment(
+            self.lane_state,
+            lane_loader(self.trainer).state_dict(),
+            list(self._unread),
+            self.gradients.counted(),
+            (self.validation_bits, self.best_bits, self.validations_since_best),
+        )
+
+    def return_to(self, moment: Moment) -> None:
+        """Stand there again. Weights and optimizer stay as they are."""
+        self.lane_state, self._unread = moment.lane_state, list(moment.unread)
+        lane_loader(self.trainer).load_state_dict(moment.loader)
+        self.gradients.count_from(moment.gradients)
+        self.validation_bits, self.best_bits, self.validations_since_best = moment.validation
 
     def read_train_bits(self) -> BitCount:
         """Bits of the lanes of all processes since the last call; all processes call it.

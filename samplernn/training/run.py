@@ -45,6 +45,7 @@ from samplernn.training.processes import (
     train_in_processes,
 )
 from samplernn.training.progress import ProgressDisplay
+from samplernn.training.rescue import Rescue
 from samplernn.training.samples import Samples
 from samplernn.training.saved import require_resumable
 from samplernn.training.scoring import Score, Spans, pair_counts, quick_check, score_spans
@@ -367,7 +368,8 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
     boards = dashboards(config, run.path, baselines, step, quiet)
     samples = Samples(run.path / "samples", config, module.facts, data.recording(), data.prompts(), boards)
     # Stopping comes before Samples, which makes its last ones whole.
-    callbacks: list[pl.Callback] = [metrics, stopping, samples, checkpoints]
+    rescue = Rescue(checkpoints.save_last)
+    callbacks: list[pl.Callback] = [rescue.first, metrics, rescue, stopping, samples, checkpoints]
     if config.trainer.enable_progress_bar and not quiet:
         callbacks.append(ProgressDisplay(metrics, baselines, config.data.sample_rate))
     loggers: list[Logger] = [*boards, MetricsFile(run.path / "metrics.csv")]
