@@ -19,7 +19,7 @@ PACKAGE = Path(samplernn.__file__).parent
 ROOMS = [
     {"__init__"},
     {"config"},
-    {"plots", "locks"},
+    {"plots", "locks", "storage"},
     {"audio", "model"},
     {"generation"},
     {"training"},

@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from samplernn import storage
 from samplernn.config import Config, to_dict
 from samplernn.model.baselines import BaselineBits
 from samplernn.training.data import lane_loader
@@ -213,8 +214,9 @@ class Checkpoints(pl.Callback):
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             if keep and path.exists():
-                _link(path, self.folder / keep)
-            partial.replace(path)
+                other = self.folder / keep
+                storage.patiently(lambda: _link(path, other), replaces=True)
+            storage.replace(partial, path)
         trainer.strategy.barrier()
 
 
