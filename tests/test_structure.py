@@ -19,7 +19,7 @@ PACKAGE = Path(samplernn.__file__).parent
 ROOMS = [
     {"__init__"},
     {"config", "signals"},
-    {"plots", "locks", "reading"},
+    {"plots", "locks", "reading", "storage"},
     {"audio", "model"},
     {"generation"},
     {"training"},

@@ -357,7 +357,7 @@ def _write_manifest(path: Path, corpus: Corpus, keys: Sequence[str]) -> None:
     with contextlib.suppress(OSError, ValueError, RecursionError):
         if json.loads(path.read_text("utf-8")) == manifest:
             return
-    shards.write_json(path, manifest)
+    shards.write_json(path, manifest, is_patient=False)
 
 
 @dataclass(frozen=True)

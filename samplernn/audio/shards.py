@@ -36,6 +36,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
+from samplernn import storage
 from samplernn.audio.files import AudioFile, Problem, Source, decode_into, measure
 from samplernn.audio.io import AudioError
 from samplernn.config import DECODE_TIMEOUT, UserError
@@ -128,7 +129,7 @@ def load_shard(shard_dir: Path, key: str, note: bool = True, timeout: float = DE
         raise Damaged(key) from None
     if note and stamp != entry["samples"]:
         with contextlib.suppress(OSError):  # a cache that cannot be written to can be read all the same
-            write_json(description, {**entry, "samples": stamp})
+            write_json(description, {**entry, "samples": stamp}, is_patient=False)
     return shard
 
 
@@ -165,6 +166,22 @@ def make_shard(
     """
     if not store:
         return _measure_shard(folder, sources, sample_rate, f"{key}.i16", begin, given_up)
+    return storage.patiently(
+        lambda: _store_shard(folder, sources, sample_rate, shard_dir, key, begin, given_up, timeout)
+    )
+
+
+def _store_shard(
+    folder: Path,
+    sources: Sequence[Source],
+    sample_rate: int,
+    shard_dir: Path,
+    key: str,
+    begin: Callable[[int], None],
+    given_up: Mapping[str, AudioError],
+    timeout: float,
+) -> Shard:
+    """`make_shard` where it is written."""
     files: list[AudioFile] = []
     problems: list[Problem] = []
     is_transient = False
@@ -253,9 +270,19 @@ def _is_intact(samples: Path, files: Iterable[AudioFile]) -> bool:
     return True
 
 
-def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file, whole or not at all. Raises OSError."""
-    with _replacing(path, to_disk=False) as file:  # what a power cut leaves of a shard's fails its checksum
+def write_json(path: Path, value: object, is_patient: bool = True) -> None:
+    """Writes a JSON file, whole or not at all.
+
+    Args:
+        path: of the file.
+        value: of plain values.
+        is_patient: see `storage.patiently`; otherwise the file can be done without.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Not to the disk: what a power cut leaves of a shard's fails its checksum.
+    with _replacing(path, to_disk=False, is_patient=is_patient) as file:
         file.stream.write(json.dumps(value, indent=1).encode())
 
 
@@ -370,7 +397,7 @@ class _Replacement:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, to_disk: bool = True) -> Iterator[_Replacement]:
+def _replacing(path: Path, to_disk: bool = True, is_patient: bool = True) -> Iterator[_Replacement]:
     """A binary file that takes the name `path` once it is complete (and on disk), or vanishes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -380,11 +407,12 @@ def _replacing(path: Path, to_disk: bool = True) -> Iterator[_Replacement]:
             stream.flush()
             if to_disk:
                 os.fsync(stream.fileno())
+        rename = storage.replace if is_patient else Path.replace
         try:
-            temporary.replace(replacement.path)
+            rename(temporary, replacement.path)
         except IsADirectoryError:
             replacement.path.rmdir()  # an empty folder is no loss, and a full one stays
-            temporary.replace(replacement.path)
+            rename(temporary, replacement.path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from samplernn import __version__
+from samplernn import __version__, storage
 from samplernn.audio.io import SUFFIXES, UNSUPPORTED
 from samplernn.audio.sinks import FORMATS, FileSink, Sink
 from samplernn.config import UserError
@@ -314,13 +314,9 @@ def _tags(fact: dict[str, Any]) -> dict[str, str]:
 
 def _write(sidecar: Path, facts: dict[str, Any]) -> None:
     """Write or replace a sidecar in one instant. Raises UserError."""
-    draft = sidecar.with_name(f".{sidecar.name}.new")
     try:
-        draft.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-        draft.replace(sidecar)
+        storage.write_text(sidecar, json.dumps(facts, indent=2) + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise UserError(f"{sidecar}: cannot be written: {error.strerror}") from error
 
 

@@ -6,21 +6,19 @@ the hash of the weights.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
+from samplernn import storage
 from samplernn.config import UserError, brief, checked, from_dict
 from samplernn.generation.engines.base import EngineState
 from samplernn.generation.envelopes import envelopes
@@ -126,18 +124,11 @@ class Snapshot:
             "earlier": [[until, draws.to_dict()] for until, draws in self.earlier],
             "reactions": [stream.reaction for stream in self.streams],
         }
-        draft = file.with_name(f".{file.name}.new")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, draft, metadata={_ENTRY: json.dumps(about)})
-            with draft.open("rb") as written:
-                os.fsync(written.fileno())
-            draft.replace(file)
-        except (OSError, safetensors.SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{file}: cannot write the state: {reason}") from error
+            storage.write_to_disk(file, save(tensors, metadata={_ENTRY: json.dumps(about)}))
+        except OSError as error:
+            raise UserError(f"{file}: cannot write the state: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, file: str | Path) -> Snapshot:

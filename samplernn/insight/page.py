@@ -7,7 +7,6 @@ get past that, the page's policy lets no script run but our own, and nothing be 
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
 import io
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from samplernn import plots
+from samplernn import plots, storage
 from samplernn.config import UserError, one_line
 
 LIMIT = 19_000_000
@@ -85,14 +84,10 @@ def save(document: str, file: Path) -> Path:
     Raises:
         UserError: it cannot be written there.
     """
-    partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(document, "utf-8")
-        partial.replace(file)
+        storage.write_text(file, document)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise UserError(f"{file}: cannot be written: {error.strerror}; choose another --out") from error
     return file
 

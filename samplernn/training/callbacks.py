@@ -16,7 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from samplernn import signals
+from samplernn import signals, storage
 from samplernn.config import Config, to_dict
 from samplernn.model.baselines import BaselineBits
 from samplernn.training.data import lane_loader
@@ -216,8 +216,9 @@ class Checkpoints(pl.Callback):
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             if keep and path.exists():
-                _link(path, self.folder / keep)
-            partial.replace(path)
+                other = self.folder / keep
+                storage.patiently(lambda: _link(path, other), replaces=True)
+            storage.replace(partial, path)
         trainer.strategy.barrier()
 
 

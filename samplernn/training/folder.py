@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import yaml
 
+from samplernn import storage
 from samplernn.audio.corpus import Split
 from samplernn.config import Config, UserError, checked, from_dict, to_dict
 from samplernn.locks import Busy, locked
@@ -109,7 +110,7 @@ class RunFolder:
     def write_facts(self, **changes: Any) -> None:
         """Change entries of `run.json`."""
         facts = {**(self.facts if (self.path / "run.json").exists() else {}), **changes}
-        self._write("run.json", json.dumps(facts, indent=1) + "\n")
+        storage.write_text(self.path / "run.json", json.dumps(facts, indent=1) + "\n")
 
     @property
     def config(self) -> Config:
@@ -124,7 +125,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Write `config.yaml`, which is also a file for `--config`."""
-        self._write("config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        storage.write_text(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 
     def pair_counts(self, q_levels: int) -> PairCounts | None:
         """Code pairs of the training audio, ``[q, q]``; None before they were written.
@@ -144,15 +145,8 @@ class RunFolder:
 
     def write_pair_counts(self, counts: PairCounts) -> None:
         """Write `pair-counts.npz`, the baselines' knowledge."""
-        partial = self.path / ".pair-counts.partial.npz"
-        np.savez_compressed(partial, counts=counts)
-        partial.replace(self.path / "pair-counts.npz")
-
-    def _write(self, name: str, text: str) -> None:
-        """Replace a file, whole or not at all."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text, "utf-8")
-        partial.replace(self.path / name)
+        file = self.path / "pair-counts.npz"
+        storage.write_whole(file, lambda partial: np.savez_compressed(partial, counts=counts))
 
 
 def damage_of(checkpoint: Path) -> str | None:

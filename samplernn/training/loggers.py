@@ -7,18 +7,23 @@ import csv
 import io
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from samplernn import storage
+
 Row = dict[str, Any]
 
 
 class MetricsFile(Logger):
     """Appends to a CSV file (Lightning's own CSVLogger deletes an existing one).
+
+    Where it cannot be written for a while, as on Windows while a spreadsheet has it open, rows are kept and
+    written with the next one; at the end what is left goes to a file beside.
 
     Args:
         path: the file.
@@ -28,8 +33,11 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self._columns = ["step"]
-        self._last: Row = {}
-        self._last_at = 0  # where the last row starts in the file, in bytes
+        self._rows: list[Row] = []
+        """The last row, which may still grow, and those before it that could not be written."""
+        self._has_new_columns = self._is_refused = False
+        self._begin: int | None = None
+        """Where these rows begin in the file, in bytes; None: they are not in it, and are appended."""
         if path.exists():
             columns = self._reader().fieldnames or []
             if "step" in columns:
@@ -54,18 +62,40 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add a row, or complete the row of the same step."""
-        same_step = self._last.get("step") == step
-        row = {**self._last, **metrics} if same_step else {"step": step, **metrics}
-        new_columns = [name for name in row if name not in self._columns]
-        if new_columns or not self.path.exists():
-            self._columns += new_columns
-            self._rewrite(keep=lambda old: not (same_step and _step(old) == step))
-        elif same_step:
-            with self.path.open("r+b") as file:
-                file.truncate(self._last_at)
-        self._last, self._last_at = row, self.path.stat().st_size
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(self._line(row))
+        if self._rows and self._rows[-1]["step"] == step:
+            self._rows[-1].update(metrics)
+        else:
+            if not self._is_refused:  # those before are in the file, and complete
+                self._rows, self._begin = [], None
+            self._rows.append({"step": step, **metrics})
+        new_columns = [name for name in self._rows[-1] if name not in self._columns]
+        self._columns += new_columns
+        self._has_new_columns |= bool(new_columns)
+        try:
+            self._write()
+        except OSError as error:
+            if not storage.may_pass(error, replaces=True):
+                raise
+            if not self._is_refused:
+                self._say(f"cannot be written now ({error.strerror}); rows are kept until it can")
+            self._is_refused = True
+        else:
+            self._is_refused = False
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what could not be written so far, beside the file if there is no other way."""
+        if not self._is_refused:
+            return
+        try:
+            storage.patiently(self._write, replaces=True)
+            self._is_refused = False
+        except OSError as error:
+            rest = self.path.with_name(f"{self.path.stem}-rest{self.path.suffix}")
+            rows = self._lines(self._rows, header=True)
+            self._say(f"cannot be written ({error.strerror}); its last rows go to {rest.name}")
+            with contextlib.suppress(OSError):  # the same may hold there
+                storage.write_whole(rest, lambda partial: partial.write_bytes(rows))
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
@@ -73,47 +103,68 @@ class MetricsFile(Logger):
 
         A row of `step` itself is completed if more of that step is logged.
         """
-        self._last = {}
+        self._rows, self._begin = [], None
         if not self.path.exists():
             return
-        self._rewrite(
-            keep=lambda old: None not in old.values() and None not in old and -1 < _step(old) <= step
-        )
-        with self.path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        if rows and _step(rows[-1]) == step:
-            self._last = {**rows[-1], "step": step}
-            self._last_at = self.path.stat().st_size - len(self._line(self._last).encode())
 
-    def _line(self, row: Row) -> str:
-        line = io.StringIO()
-        csv.DictWriter(line, self._columns, extrasaction="ignore").writerow(row)
-        return line.getvalue()
+        def keep(row: Row) -> bool:
+            return None not in row.values() and None not in row and -1 < _step(row) <= step
+
+        storage.patiently(lambda: self._rewrite(keep), replaces=True)
+        rows = list(self._reader())
+        if rows and _step(rows[-1]) == step:
+            self._rows = [{**rows[-1], "step": step}]
+            self._begin = self.path.stat().st_size - len(self._lines(self._rows))
+
+    def _write(self) -> None:
+        """Write all rows that are not in the file as they are now. Raises OSError."""
+        if self._has_new_columns or not self.path.exists():
+            self._rewrite()
+            self._has_new_columns = False
+        lines = [self._lines([row]) for row in self._rows]
+        with self.path.open("r+b") as file:
+            end = file.seek(0, io.SEEK_END)
+            self._begin = end if self._begin is None else min(self._begin, end)
+            file.truncate(self._begin)
+            file.seek(self._begin)
+            file.write(b"".join(lines))
+        self._begin += sum(map(len, lines[:-1]))
+        del self._rows[:-1]
+
+    def _rewrite(self, keep: Callable[[Row], bool] = lambda row: True) -> None:
+        """Write the file anew, with the present columns and the rows to keep of those before ours."""
+        kept: list[Row] = []
+        with contextlib.suppress(csv.Error):  # a line of megabytes: damage, and the end of what is left
+            kept.extend(row for row in self._reader() if keep(row))
+        lines = self._lines(kept, header=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_bytes(lines)
+        partial.replace(self.path)
+        self._begin = len(lines)
 
     def _reader(self) -> csv.DictReader[str]:
-        """The rows of the file as far as they can be read, whatever bytes it holds."""
-        text = self.path.read_text("utf-8", errors="replace").replace("\0", "")
+        """The rows before ours as far as they can be read, whatever bytes the file holds."""
+        content = self.path.read_bytes()[: self._begin] if self.path.exists() else b""
+        text = content.decode("utf-8", errors="replace").replace("\0", "")
         return csv.DictReader(io.StringIO(text, newline=""))
 
     def _put_aside(self) -> None:
         """A file without a column of steps is no use, but may be of some to somebody."""
         aside = self.path.with_name("metrics-damaged.csv")
-        self.path.replace(aside)
-        print(f"{self.path}: damaged (no column of steps); kept as {aside.name}", file=sys.stderr, flush=True)
+        storage.replace(self.path, aside)
+        self._say(f"damaged (no column of steps); kept as {aside.name}")
 
-    def _rewrite(self, keep: Callable[[Row], bool]) -> None:
-        """Write the file anew, with the present columns and the rows to keep."""
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8", newline="") as new:
-            csv.DictWriter(new, self._columns).writeheader()
-            if self.path.exists():
-                with contextlib.suppress(
-                    csv.Error
-                ):  # a line of megabytes: damage, and the end of what is left
-                    for row in self._reader():
-                        if keep(row):
-                            new.write(self._line(row))
-        partial.replace(self.path)
+    def _lines(self, rows: Iterable[Row], header: bool = False) -> bytes:
+        """Rows as they stand in the file."""
+        lines = io.StringIO(newline="")
+        writer = csv.DictWriter(lines, self._columns, extrasaction="ignore")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return lines.getvalue().encode()
+
+    def _say(self, problem: str) -> None:
+        print(f"{self.path}: {problem}", file=sys.stderr, flush=True)
 
 
 def _step(row: Row) -> int:

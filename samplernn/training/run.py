@@ -265,8 +265,9 @@ def _explained(run: RunFolder) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # not from the operating system: a library that does not load
             raise
+        where = error.filename2 or error.filename or run.path  # of a rename, the lasting name
         raise UserError(
-            f"{error.filename or run.path}: {error.strerror or error}; what was saved is whole. Once mended, "
+            f"{where}: {error.strerror or error}; what was saved is whole. Once mended, "
             f"continue with: samplernn train --resume --name {run.path.name}"
         ) from error
 

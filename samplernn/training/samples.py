@@ -14,12 +14,12 @@ In the folder ``samples`` of a run::
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ import lightning.pytorch as pl
 import numpy as np
 from numpy.typing import NDArray
 
-from samplernn import plots
+from samplernn import plots, storage
 from samplernn.audio.sinks import FileSink
 from samplernn.audio.spectrum import level_db, long_term_spectrum, mel_edges, spectral_distance
 from samplernn.config import Config, UserError
@@ -225,8 +225,8 @@ class Samples(pl.Callback):
         }
         for shown_as, (suffix, figure) in pictures.items():
             picture = plots.pixels(figure)
-            with _whole(self.folder / f"step-{step:07d}{suffix}.png") as partial:
-                plots.save_pixels(picture, partial)
+            file = self.folder / f"step-{step:07d}{suffix}.png"
+            storage.write_whole(file, functools.partial(plots.save_pixels, picture))
             for dashboard in self.dashboards:
                 dashboard.show_picture(f"samples/{shown_as}", picture, step)
 
@@ -298,24 +298,11 @@ class Samples(pl.Callback):
         }
 
     def _write_audio(self, name: str, audio: NDArray[np.int16]) -> None:
-        with (
-            _whole(self.folder / f"{name}.wav") as partial,
-            FileSink(partial, self.sample_rate, len(audio)) as sink,
-        ):
-            sink.write(audio)
+        def write(partial: Path) -> None:
+            with FileSink(partial, self.sample_rate, len(audio)) as sink:
+                sink.write(audio)
+
+        storage.write_whole(self.folder / f"{name}.wav", write)
 
     def _write_json(self, name: str, facts: dict[str, Any]) -> None:
-        with _whole(self.folder / f"{name}.json") as partial:
-            partial.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Yields where to write a file that then appears whole or not at all: others read along."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        storage.write_text(self.folder / f"{name}.json", json.dumps(facts, indent=2) + "\n")

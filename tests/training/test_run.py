@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 import wave
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,7 @@ import soundfile as sf
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from samplernn import storage
 from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.audio.shards import open_samples
 from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
@@ -200,6 +203,64 @@ def test_a_run_trains_and_resumes_where_files_cannot_be_mapped(run_copy: Path, n
     again = run.resume("toy", {"trainer": {"max_steps": 8}})
     assert again is not None
     assert (again.step, len(_rows(run_copy))) == (8, 4)
+
+
+def test_a_run_outlives_a_moment_in_which_nothing_can_be_written(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second replacement fails, as while another program reads the file on Windows; and every second save."""
+    calls: Counter[str] = Counter()
+    replace, save = Path.replace, torch.save
+
+    def fail(what: str, number: int) -> None:
+        calls[what] += 1
+        if calls[what] % 2:
+            raise OSError(number, os.strerror(number))
+
+    def held(self: Path, target: Path) -> Path:
+        fail(target.name, errno.EACCES)
+        return replace(self, target)
+
+    def disturbed(*arguments: Any, **options: Any) -> None:
+        fail("save", errno.ESTALE)
+        save(*arguments, **options)
+
+    monkeypatch.setattr(storage, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Path, "replace", held)
+    monkeypatch.setattr(torch, "save", disturbed)
+    outcome = run.resume("toy", {"trainer": {"max_steps": 8}})
+    assert outcome is not None
+    assert outcome.step == 8
+    assert _last(run_copy)["global_step"] == 8
+    assert [int(row["step"]) for row in _rows(run_copy)] == [2, 4, 6, 8]
+    assert {
+        "last.ckpt",
+        "run.json",
+        "metrics.csv",
+        "step-0000008.png",
+        "step-0000008-t0.90-0.wav",
+    } <= calls.keys()
+    assert calls["save"] >= 2
+    assert not [path for path in run_copy.rglob(".*") if "partial" in path.name]
+
+
+def test_a_checkpoint_that_can_never_be_replaced_ends_the_run_in_one_line(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+    waits: list[float] = []
+
+    def held(self: Path, target: Path) -> Path:
+        if target.name == "last.ckpt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self), None, str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(storage, "sleep", waits.append)
+    monkeypatch.setattr(Path, "replace", held)
+    with pytest.raises(UserError, match=r"last\.ckpt: Permission denied; what was saved is whole"):
+        run.resume("toy", {"trainer": {"max_steps": 8}})
+    assert waits == list(storage.WAITS)
+    assert _last(run_copy)["global_step"] == 6
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says what is mapped")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samplernn import plots
+from samplernn import plots, storage
 from samplernn.config import UserError
 from samplernn.insight import runs
 from samplernn.insight.ablation.tables import Row, Table, shown
@@ -62,7 +62,7 @@ class Result:
 
 def write(result: Result, file: Path) -> None:
     """Write a result, whole or not at all."""
-    replace_file(file, json.dumps(asdict(result), indent=1) + "\n")
+    storage.write_text(file, json.dumps(asdict(result), indent=1) + "\n")
 
 
 def read(file: Path) -> Result | None:
@@ -81,13 +81,6 @@ def read(file: Path) -> Result | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is damaged; delete it, and the run is measured again") from error
-
-
-def replace_file(file: Path, text: str) -> None:
-    """Replace a file, whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(file)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from samplernn import __version__, plots, signals
+from samplernn import __version__, plots, signals, storage
 from samplernn.audio.corpus import prepare, split
 from samplernn.config import Config, UserError, from_dict, one_line, to_dict
 from samplernn.generation.engines import open_engine
@@ -98,13 +99,11 @@ class Study:
         """Make table and picture of the results that there are; returns the Markdown file."""
         found = [result for row, seed in self.table.runs() if (result := self._result(row, seed))]
         file = self.out / "ablation.md"
-        results.replace_file(file, results.as_markdown(self.table, found, self._about()))
-        results.replace_file(self.out / "ablation.csv", results.as_csv(self.table, found))
+        storage.write_text(file, results.as_markdown(self.table, found, self._about()))
+        storage.write_text(self.out / "ablation.csv", results.as_csv(self.table, found))
         figure = results.draw(self.table, found, self.out / "runs")
         if figure is not None:
-            partial = self.out / ".ablation.png.partial"
-            plots.save(figure, partial)
-            partial.replace(self.out / "ablation.png")
+            storage.write_whole(self.out / "ablation.png", functools.partial(plots.save, figure))
         return file
 
     def failures(self) -> list[Result]:
@@ -253,7 +252,7 @@ class Study:
             self._forget(name)
         kept = {name: values for name, values in old.items() if name not in changed}
         facts = {**facts, "definitions": {**kept, **facts["definitions"]}}
-        results.replace_file(self._facts_file, json.dumps(facts, indent=1) + "\n")
+        storage.write_text(self._facts_file, json.dumps(facts, indent=1) + "\n")
 
     def _forget(self, name: str) -> None:
         """Delete what has come of a run; never half of it, for the other half would be continued."""
