@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections.abc import Callable
@@ -80,10 +81,12 @@ class Rescue(pl.Callback):
         assert isinstance(pl_module, TrainingModule)
         if trainer.global_step == self._step_before or trainer.world_size > 1:
             return
-        loops = copy.deepcopy(trainer.fit_loop.state_dict())
-        if is_validation_next(trainer):
-            _begin_validation(loops)
-        self._step = _WholeStep(trainer.global_step, loops, pl_module.moment())
+        if self._step is None:
+            loops = copy.deepcopy(trainer.fit_loop.state_dict())
+            if is_validation_next(trainer):
+                _begin_validation(loops)
+            self._step = _WholeStep(trainer.global_step, loops, pl_module.moment())
+        self._step = self._step._replace(moment=pl_module.moment())
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -97,20 +100,25 @@ class Rescue(pl.Callback):
             self._is_saving = True
             self._save(trainer)
         except Exception as error:  # such as the one that has ended the run
-            print(f"step {number} could not be saved: {error}", file=sys.stderr, flush=True)
+            _say(f"step {number} could not be saved: {error}")
             return
         finally:
             self._is_saving = False
         if isinstance(exception, Interrupted):
             exception.saved = True
         else:
-            print(f"saved as of step {number}", file=sys.stderr, flush=True)
+            _say(f"saved as of step {number}")
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self._is_saving and self._step is not None:
             checkpoint["loops"]["fit_loop"] = self._step.loops
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more, which may be why it ended
+        print(message, file=sys.stderr, flush=True)
 
 
 class _AtStepEnd(pl.Callback):
