@@ -628,13 +628,16 @@ def test_the_limit_to_open_files_is_raised_as_far_as_it_goes(monkeypatch: pytest
         resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
         allow_open(100)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 356
+        asked = []
         monkeypatch.setattr(resource, "getrlimit", lambda which: (356, 512))
+        monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
         with pytest.raises(UserError) as caught:
             allow_open(1100)
         assert str(caught.value) == (
             "--num 1100: too many open files: so many are written at once, and 356 may be; "
             "write fewer at a time, or raise the limit (ulimit -n)"
         )
+        assert asked == [(512, 512)]
     finally:
         monkeypatch.undo()
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

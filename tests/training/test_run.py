@@ -23,6 +23,7 @@ import soundfile as sf
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import samplernn
 from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
 from samplernn.generation.envelopes import envelopes
@@ -34,7 +35,7 @@ from samplernn.training import run
 from samplernn.training.folder import RunFolder
 from samplernn.training.module import TrainingModule
 from samplernn.training.scoring import quick_check, score_chunk, score_spans
-from tests.conftest import TOY, toy_arguments
+from tests.conftest import CLIPS, TOY, toy_arguments
 
 
 def _config(**trainer: Any) -> Config:
@@ -591,3 +592,39 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_resuming_from_python_is_resuming_by_command(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From any current folder, and with the same weights, moments and lanes in the end."""
+    shutil.copytree(run_copy, tmp_path / "other")
+    monkeypatch.chdir(tmp_path.parent)
+    changes: dict[str, Any] = {"trainer.max_steps": 9, "optim": {"patience": 7}}
+    outcome = samplernn.resume(tmp_path / "other", quiet=True, **changes)
+    monkeypatch.chdir(tmp_path)
+    by_command = run.resume("toy", {"trainer": {"max_steps": 9}, "optim": {"patience": 7}}, quiet=True)
+    assert outcome is not None
+    assert by_command is not None
+    assert (outcome.step, outcome.folder) == (9, tmp_path / "other")
+    assert outcome.test == by_command.test
+    one, other = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (tmp_path / "other", run_copy)
+    )
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in one["state_dict"])
+    for mine, theirs in zip(one["lane_state"]["lanes"], other["lane_state"]["lanes"], strict=True):
+        assert torch.equal(mine, theirs)
+    assert samplernn.resume(tmp_path / "other", quiet=True) is None
+
+
+def test_what_cannot_be_resumed_from_python_is_said(run_copy: Path) -> None:
+    with pytest.raises(UserError, match=r"runs: no run that could be continued; give a run's folder"):
+        samplernn.resume("runs")
+    with pytest.raises(UserError, match="of a run cannot change"):
+        samplernn.resume(run_copy, model={"dim": 8})
+    with pytest.raises(UserError, match=r"unknown option trainer\.steps"):
+        samplernn.resume(run_copy, **{"trainer.steps": 8})
+    with pytest.raises(UserError, match=r"in Python: samplernn\.resume"):
+        samplernn.train(CLIPS, name="toy", quiet=True)
