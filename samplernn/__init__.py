@@ -29,6 +29,7 @@ _PUBLIC = {
     "UserError": "samplernn.config:UserError",
     "examine": "samplernn.insight.doctor:examine",
     "train": "samplernn.training.run:start",
+    "resume": "samplernn.training.run:resume_folder",
     "load": "samplernn.model.checkpoint:load",
     "export": "samplernn.model.checkpoint:export",
     "stream": "samplernn.generation.stream:stream",

@@ -6,7 +6,6 @@ Errors of the user's making arrive here as `UserError` and leave as one line and
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from samplernn import __version__, signals
-from samplernn.config import Config, UserError, to_dict
+from samplernn.config import Config, UserError, let_everything_be_printed, to_dict
 
 if TYPE_CHECKING:
     from samplernn.insight.activations import Activations
@@ -43,8 +42,6 @@ def doctor(argv: list[str]) -> int:
 
     from samplernn.insight.doctor import examine, show
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
     diagnosis = examine(options.folder, options.config)
     if options.json:
         print(json.dumps(diagnosis.to_dict(), indent=2))
@@ -58,6 +55,14 @@ def train(argv: list[str]) -> int:
     from samplernn.options import parse
 
     options = parse(argv)
+    if options.resume:
+        from samplernn.training.folder import existing
+
+        _ = existing(options.name).config  # raises, before seconds go by with imports
+    if options.folder is not None:
+        from samplernn.audio.scan import require_audio
+
+        require_audio(options.folder)
     if options.overfit_check:
         assert options.folder is not None
         return _overfit_check(options.folder, options.config, options.quiet)
@@ -560,6 +565,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"samplernn {__version__}")
     parser.add_argument("verb", help="what to do", metavar="VERB")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the verb", metavar="…")
+    let_everything_be_printed()
     signals.exit_when_asked()
     # Torch's threads spin while they wait for each other. At the default of 300 000 turns any other
     # busy process stalls them for seconds; at 10 000 a machine of its own costs a few percent.
@@ -572,6 +578,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # the first speaks for all
             _say(f"error: {error}")
+        return 2
+    except MemoryError as error:
+        _say(f"error: not enough memory for these sizes ({error or 'none is left'})")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -8,8 +8,10 @@ help text. Nothing here imports torch, so reading a configuration is instant.
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -43,6 +45,20 @@ def one_line(text: str) -> str:
         'caf\\xe9\\n.wav'
     """
     return "".join(char if char.isprintable() or char in "\u200c\u200d" else _escaped(char) for char in text)
+
+
+def let_everything_be_printed() -> None:
+    """Output never fails over a character: what the encoding of a terminal or pipe lacks becomes an escape.
+
+    Otherwise a file's name, or an ellipsis, would end a command after its work is done. For command lines:
+    it changes `sys.stdout` and `sys.stderr`.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        gives_bytes_back = stream.errors == "surrogateescape" and stream.encoding.lower() in ("utf-8", "utf8")
+        if not gives_bytes_back:  # that one prints names that are no Unicode as they are
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _escaped(char: str) -> str:
@@ -85,6 +101,7 @@ CELLS: tuple[Cell, ...] = typing.get_args(Cell)
 
 
 _MOST_FRAME = 2**20
+_MOST_AT_ONCE = 2**31
 _MOST_UNITS = {"n_rnn": 100, "dim": 2**16}
 """Far above what can be trained; below it a network's size is computed in an instant (see `model.entry`)."""
 
@@ -233,6 +250,12 @@ class DataConfig:
             f"data.batch_size must be at least 1, or auto, got {self.batch_size}",
         )
         _require(self.tbptt_len >= 1, f"data.tbptt_len must be at least 1, got {self.tbptt_len}")
+        lanes = 1 if self.batch_size == "auto" else self.batch_size
+        _require(
+            lanes * self.tbptt_len <= _MOST_AT_ONCE,
+            f"data.batch_size x data.tbptt_len are {lanes * self.tbptt_len} samples at once: at most "
+            f"{_MOST_AT_ONCE} are possible",
+        )
         _require(
             self.segment_duration > 0,
             f"data.segment_duration must be above 0 s, got {self.segment_duration}",

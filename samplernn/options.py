@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import yaml
 
 from samplernn.config import Config, UserError, from_dict, merged, presets
+from samplernn.reading import read_yaml
 
 DEFAULT_PRESET = "small"
 
@@ -56,6 +56,8 @@ def parse(argv: list[str]) -> TrainOptions:
     )
     if resume and overfit_check:
         raise UserError("--overfit-check tries the options of a new run: leave --resume out")
+    if name == "":
+        raise UserError("--name: a run's name cannot be empty; leave it out, or give one")
     if folder is None and not resume:
         raise UserError(f"{prog}: name the folder of audio  (see {prog} --help)")
     if resume and files:
@@ -136,9 +138,9 @@ def preset_path(name: str) -> Path:
 def _read(file: Path) -> dict[str, Any]:
     """The options in a YAML file."""
     try:
-        values = yaml.safe_load(file.read_text("utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file}: not a configuration: {' '.join(str(error).split())}") from error
+        values = read_yaml(file) or {}
+    except UserError as error:
+        raise UserError(f"{error} (in a configuration)") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: not a configuration: it should hold options such as model: {{dim: 256}}")
     return values

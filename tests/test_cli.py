@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -65,6 +66,19 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["train", str(CLIPS), "--trainer.gradient_clip_algorithm", "size"], "gradient_clip_algorithm"),
         (["train", str(CLIPS), "--trainer.gradient_clip_parameters", "gru"], "gradient_clip_parameters"),
         (["train", str(CLIPS), "--trainer.accelerator", "gpuu"], "gpuu"),
+        (
+            ["train", str(CLIPS), "--trainer.accelerator", "tpu"],
+            "trainer.accelerator tpu: cannot be used here",
+        ),
+        (["train", str(CLIPS), "--name", ""], "a run's name cannot be empty"),
+        (["train", str(CLIPS), "--model.dim", "10000000000"], "model.dim must be at most 65536"),
+        (["train", str(CLIPS), "--model.forget_bias", "nan"], "model.forget_bias: Expected a float"),
+        (["train", str(CLIPS.parent / "cells")], "no such folder"),
+        (["train", str(CLIPS.parent / "cli.py")], "is not a folder"),
+        (["train", str(CLIPS.parent / "training")], "no audio files found"),
+        (["train", "--resume", "--name", "none"], "no such run"),
+        (["train", str(CLIPS), "--data.tbptt_len", "64000000000"], "1024000000000 samples at once"),
+        (["demo", "--out", str(CLIPS.parent / "cli.py")], "cli.py: is a file"),
         (["train", str(CLIPS), "--trainer.devices", "3"], "take 18"),
         (["train", str(CLIPS), "--seed_everything", "-1"], "seed_everything"),
         (["train", str(CLIPS), "--samples.seed", "-1"], "samples.seed"),
@@ -344,3 +358,44 @@ def test_the_python_of_the_readme_runs_at_toy_size(
     assert float(capsys.readouterr().out) > 0
     assert sorted(path.name for path in Path("generated").glob("*.wav")) == [f"{i:03}.wav" for i in range(4)]
     assert names["block"].shape == (1, 400)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "nowhere"],
+        ["train", str(CLIPS.parent / "training")],
+        ["train", str(CLIPS.parent / "cli.py")],
+        ["train", "--resume", "--name", "none"],
+    ],
+)
+def test_a_wrong_folder_or_run_is_said_without_the_heavy_libraries(argv: list[str], tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom samplernn.cli import main\n"
+        f"code = main({argv!r})\n"
+        "print(code, sorted({'torch', 'lightning', 'tensorboard'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CLIPS.parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.stdout == "2 []\n"
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["doctor", "…\u4e2d"]], ids=" ".join)
+def test_output_never_fails_over_a_character(argv: list[str], encoding: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(CLIPS.parent.parent), "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [sys.executable, "-m", "samplernn", *argv], capture_output=True, cwd=tmp_path, env=environment
+    )
+    assert b"Traceback" not in done.stderr
+    if argv[-1] == "--help":
+        assert done.returncode == 0
+        assert ("…" in done.stdout.decode(encoding)) == (encoding != "ascii") or len(argv) > 1
+    else:
+        assert done.returncode == 2
+        said = "…\u4e2d".encode(encoding, "backslashreplace")
+        assert done.stderr.splitlines()[0].startswith(b"error: ")
+        assert said + b": no such folder" in done.stderr

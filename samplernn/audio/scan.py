@@ -27,6 +27,22 @@ def scan(folder: str | Path) -> list[Path]:
     return find(Path(folder)).paths
 
 
+def require_audio(folder: str | Path) -> None:
+    """Says at once that a folder cannot be trained on, as far as names tell; `prepare` finds the rest.
+
+    Raises:
+        UserError: there is no such folder, or no file in it that is named like audio.
+    """
+    root = Path(folder).absolute()
+    _require_folder(root)
+    for _, _, names in os.walk(root, followlinks=True):  # a circle of links ends at the system's limit
+        if any(Path(name).suffix.lower() in SUFFIXES | UNSUPPORTED for name in names):
+            return
+    found = find(root)
+    if not found.paths and not found.problems:
+        raise UserError(f"{folder}: no audio files found ({', '.join(sorted(SUFFIXES))})")
+
+
 class Found(NamedTuple):
     """What lies below a folder."""
 
@@ -52,10 +68,7 @@ class Found(NamedTuple):
 
 def find(folder: Path) -> Found:
     """Searches a folder as `scan` does, and says what is in the way. Raises UserError."""
-    if not folder.exists():
-        raise UserError(f"{folder}: no such folder; give the folder that holds the audio files")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is not a folder; give the folder that holds the audio files")
+    _require_folder(folder)
     found = Found([], [], [], [])
     seen: set[tuple[int, int]] = set()
     pending = deque([folder])
@@ -80,6 +93,21 @@ def find(folder: Path) -> Found:
             found.unsearchable.append(Problem(where, problem, remedy_for(error)))
     found.paths.sort(key=lambda path: path.relative_to(folder).as_posix())
     return found
+
+
+def _require_folder(folder: Path) -> None:
+    """Raises UserError if there is none."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no such folder; give the folder that holds the audio files") from None
+    except (OSError, ValueError) as error:  # a name with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{folder}: cannot be read: {reason}; give the folder that holds the audio files"
+        ) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{folder}: is not a folder; give the folder that holds the audio files")
 
 
 def _sort_in(found: Found, folder: Path, path: Path, entry: os.DirEntry[str]) -> None:

@@ -275,6 +275,7 @@ def write_files(
             raise UserError(f"{folder}: cannot be written to; check its permissions, or choose another --out")
     tell = _nothing if quiet else say
     with Waiting() as waiting, _Bar(generator.sample_rate, request, quiet) as bar, ExitStack() as stack:
+        allow_open(len(paths))
         with waiting.interruptible():
             playback = generator.stream(request, heard_so_far=bar.heard)
         written = Written(playback.events)
@@ -306,6 +307,35 @@ def write_files(
             if waiting.number and any(sink.num_samples for sink in sinks):
                 tell(f"stopped; what is written so far plays: {paths[0]}{' …' if len(paths) > 1 else ''}")
     return written
+
+
+def allow_open(files: int) -> None:
+    """See to it that this process may have so many more files open.
+
+    Raises:
+        UserError: the system does not let it.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows, where the limit is the memory
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = files + _FILES_BESIDE
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    with contextlib.suppress(OSError, ValueError):  # where the system has a limit of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed != resource.RLIM_INFINITY and needed > allowed:
+        raise UserError(
+            f"--num {files}: too many open files: so many are written at once, and {allowed} may be; "
+            "write fewer at a time, or raise the limit (ulimit -n)"
+        )
+
+
+_FILES_BESIDE = 256
+"""That anything else has open: libraries, compiled programs, prompts, standard streams."""
 
 
 def _tags(fact: dict[str, Any]) -> dict[str, str]:

@@ -47,6 +47,7 @@ def demo(out: str | Path = "demo-output", config: Config | None = None, steps: i
     config = config or from_dict(Config, yaml.safe_load(presets()["demo"].read_text("utf-8")))
     if steps is not None:
         config = replace(config, trainer=replace(config.trainer, max_steps=steps))
+    paths = output_paths(out, NUM, overwrite=True)  # raises, before minutes go by, if they cannot be there
     outcome = run.start(clips(), config, free_name(Path("demo")))
     checkpoint = load(outcome.folder)
     run.say(f"generating {NUM} x {DURATION:.0f} s …")
@@ -57,7 +58,6 @@ def demo(out: str | Path = "demo-output", config: Config | None = None, steps: i
         tuple(range(NUM)),
         temperature=envelopes(config.samples.temperatures[0]),
     )
-    paths = output_paths(out, NUM, overwrite=True)
     seconds = write_files(generator, request, paths).seconds
     picture = out / "spectrograms.png"
     try:

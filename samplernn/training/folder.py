@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from samplernn import storage
@@ -20,7 +19,6 @@ from samplernn.audio.corpus import Split
 from samplernn.config import Config, UserError, checked, from_dict, to_dict
 from samplernn.locks import Busy, locked
 from samplernn.model.baselines import PairCounts
-from samplernn.model.entry import read_counts, read_gain, read_split
 from samplernn.reading import read_json, read_yaml
 
 RUNS = Path("runs")
@@ -90,6 +88,8 @@ class RunFolder:
         Raises:
             UserError: it is damaged.
         """
+        from samplernn.model.entry import read_gain, read_split  # PyTorch: a wrong name is said without it
+
         facts, file = self.facts, self.path / "run.json"
         try:
             for name in ("folder", "gain", "split", "state"):
@@ -133,6 +133,10 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
+        import torch
+
+        from samplernn.model.entry import read_counts
+
         file = self.path / "pair-counts.npz"
         try:
             with np.load(file) as saved:  # pickles are refused
@@ -191,6 +195,21 @@ def run_folder(name: str) -> RunFolder:
     if Path(name).name != name or name == "..":
         raise UserError(f"--name {name}: a run's name is one folder below {RUNS}, without slashes")
     return RunFolder(RUNS / name)
+
+
+def existing(name: str | None) -> RunFolder:
+    """The folder of a run that can be continued.
+
+    Args:
+        name: of the run; None: the newest.
+
+    Raises:
+        UserError: there is none, or what it says about itself is damaged.
+    """
+    run = run_folder(name or newest().name)
+    if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
+        raise UserError(f"{run.path}: no such run; there are: {', '.join(names()) or 'none'}")
+    return run
 
 
 def _last_written(run: Path) -> float:

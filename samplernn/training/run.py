@@ -28,7 +28,7 @@ from samplernn.training.auto_lanes import resolve
 from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Stopping
 from samplernn.training.dashboards import dashboards
 from samplernn.training.data import CorpusModule
-from samplernn.training.folder import RunFolder, damage_of, free_name, names, newest, run_folder
+from samplernn.training.folder import RunFolder, damage_of, existing, free_name, run_folder
 from samplernn.training.hardware import hardware, revision
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import STATE, TrainingModule
@@ -95,7 +95,8 @@ def start(
     def prepare_run(trainer: pl.Trainer) -> Prepared:
         if (run.path / "config.yaml").exists():
             raise UserError(
-                f"{run.path}: this run exists. Continue it with --resume, or choose another --name"
+                f"{run.path}: this run exists. Continue it with --resume (in Python: samplernn.resume), "
+                "or choose another --name"
             )
         corpus = prepare(
             folder,
@@ -150,9 +151,53 @@ def resume(
         Interrupted: a signal stopped it.
         ProcessDied: one of several processes ended before its time.
     """
-    run = run_folder(name or newest().name)
+    return _resume(existing(name), changes, folder, quiet)
+
+
+def resume_folder(
+    run_dir: str | Path, folder: str | Path | None = None, quiet: bool = False, **overrides: Any
+) -> Outcome | None:
+    """Continue a run from its folder, with its own configuration, on as many devices as there are now.
+
+    What comes of it is the same, bit for bit, as if the run had never been interrupted, and as what
+    ``samplernn train --resume`` makes of it.
+
+    Args:
+        run_dir: folder of the run, such as ``runs/first``.
+        folder: where the audio is now; None: where it was.
+        quiet: say only what is wrong, on standard error.
+        **overrides: options to change, each a part with a table or, in a dict, a name with a point;
+            `model` and `data` stay.
+
+    Returns:
+        How it ended; None if it had already finished, and nothing is changed.
+
+    Raises:
+        UserError: no such run, it is damaged, or an option that cannot change.
+        Interrupted: a signal stopped it.
+        ProcessDied: one of several processes ended before its time.
+
+    Example:
+        >>> outcome = samplernn.resume("runs/first", trainer={"max_steps": 20_000})
+        >>> outcome = samplernn.resume("runs/first", **{"trainer.max_steps": 20_000, "optim.patience": 20})
+    """
+    run = RunFolder(Path(run_dir))
     if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
-        raise UserError(f"{run.path}: no such run; there are: {', '.join(names()) or 'none'}")
+        raise UserError(
+            f"{run.path}: no run that could be continued; give a run's folder, such as runs/first"
+        )
+    changes: dict[str, Any] = {}
+    for name, value in overrides.items():
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        changes = merged(changes, value)
+    return _resume(run, changes, folder, quiet)
+
+
+def _resume(
+    run: RunFolder, changes: dict[str, Any], folder: str | Path | None, quiet: bool
+) -> Outcome | None:
+    """See `resume`."""
     old = run.config
     config: Config = from_dict(Config, merged(to_dict(old), changes))
     if config.data.batch_size == "auto":  # the run has chosen
@@ -268,7 +313,7 @@ def _explained(run: RunFolder) -> Iterator[None]:
         where = error.filename2 or error.filename or run.path  # of a rename, the lasting name
         raise UserError(
             f"{where}: {error.strerror or error}; what was saved is whole. Once mended, "
-            f"continue with: samplernn train --resume --name {run.path.name}"
+            f"continue with: samplernn train --resume --name {run.path.name} (in Python: samplernn.resume)"
         ) from error
 
 

@@ -83,6 +83,11 @@ def make_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
+    except UserError:
+        raise
+    except ImportError as error:  # of an accelerator that needs a library of its own
+        needs = " ".join(str(error).split())
+        raise UserError(f"trainer.accelerator {options.accelerator}: cannot be used here: {needs}") from error
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"trainer.*: {' '.join(str(error).split())}") from error
 

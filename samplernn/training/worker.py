@@ -9,11 +9,12 @@ import sys
 import threading
 from pathlib import Path
 
-from samplernn.config import UserError
+from samplernn.config import UserError, let_everything_be_printed
 
 
 def main() -> int:
     """Train; returns the exit code, and leaves a line about a failure in the run's folder."""
+    let_everything_be_printed()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training starts there is nothing to save
     from samplernn.training import run
     from samplernn.training.callbacks import Interrupted

@@ -24,7 +24,7 @@ from samplernn.audio.io import load, to_int16
 from samplernn.audio.sinks import FileSink
 from samplernn.cli import main
 from samplernn.config import UserError
-from samplernn.generation.files import generate, output_paths
+from samplernn.generation.files import allow_open, generate, output_paths
 from samplernn.generation.playback import BLOCK_SECONDS, Generator, Playback
 from samplernn.generation.prompts import Prompt
 from samplernn.generation.request import Request
@@ -699,3 +699,25 @@ def test_another_decoder_reads_the_same_samples(
     files = [decoded, path] if decoder == "flac" else [path, decoded]
     subprocess.run([*DECODERS[decoder], *map(str, files)], check=True, capture_output=True)
     assert np.array_equal(soundfile.read(decoded, dtype="int16")[0], soundfile.read(path, dtype="int16")[0])
+
+
+def test_the_limit_to_open_files_is_raised_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+        allow_open(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 356
+        asked = []
+        monkeypatch.setattr(resource, "getrlimit", lambda which: (356, 512))
+        monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
+        with pytest.raises(UserError) as caught:
+            allow_open(1100)
+        assert str(caught.value) == (
+            "--num 1100: too many open files: so many are written at once, and 356 may be; "
+            "write fewer at a time, or raise the limit (ulimit -n)"
+        )
+        assert asked == [(512, 512)]
+    finally:
+        monkeypatch.undo()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

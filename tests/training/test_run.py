@@ -26,6 +26,7 @@ import soundfile as sf
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import samplernn
 from samplernn import storage
 from samplernn.audio.corpus import Split, locate, prepare
 from samplernn.audio.shards import open_samples
@@ -39,7 +40,7 @@ from samplernn.training import run
 from samplernn.training.folder import RunFolder
 from samplernn.training.module import TrainingModule
 from samplernn.training.scoring import Batch, quick_check, score_chunk, score_spans
-from tests.conftest import TOY, toy_arguments
+from tests.conftest import CLIPS, TOY, toy_arguments
 
 
 def _config(**trainer: Any) -> Config:
@@ -718,3 +719,39 @@ def test_a_run_trains_outside_the_main_thread(
     assert outcome.step == 6
     assert during == [before[signal.SIGTERM]]
     assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
+
+
+def test_resuming_from_python_is_resuming_by_command(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From any current folder, and with the same weights, moments and lanes in the end."""
+    shutil.copytree(run_copy, tmp_path / "other")
+    monkeypatch.chdir(tmp_path.parent)
+    changes: dict[str, Any] = {"trainer.max_steps": 9, "optim": {"patience": 7}}
+    outcome = samplernn.resume(tmp_path / "other", quiet=True, **changes)
+    monkeypatch.chdir(tmp_path)
+    by_command = run.resume("toy", {"trainer": {"max_steps": 9}, "optim": {"patience": 7}}, quiet=True)
+    assert outcome is not None
+    assert by_command is not None
+    assert (outcome.step, outcome.folder) == (9, tmp_path / "other")
+    assert outcome.test == by_command.test
+    one, other = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (tmp_path / "other", run_copy)
+    )
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in one["state_dict"])
+    for mine, theirs in zip(one["lane_state"]["lanes"], other["lane_state"]["lanes"], strict=True):
+        assert torch.equal(mine, theirs)
+    assert samplernn.resume(tmp_path / "other", quiet=True) is None
+
+
+def test_what_cannot_be_resumed_from_python_is_said(run_copy: Path) -> None:
+    with pytest.raises(UserError, match=r"runs: no run that could be continued; give a run's folder"):
+        samplernn.resume("runs")
+    with pytest.raises(UserError, match="of a run cannot change"):
+        samplernn.resume(run_copy, model={"dim": 8})
+    with pytest.raises(UserError, match=r"unknown option trainer\.steps"):
+        samplernn.resume(run_copy, **{"trainer.steps": 8})
+    with pytest.raises(UserError, match=r"in Python: samplernn\.resume"):
+        samplernn.train(CLIPS, name="toy", quiet=True)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import yaml
 
-from samplernn.config import Config, UserError, from_dict
+from samplernn.config import Config, UserError, from_dict, let_everything_be_printed
 
 
 def main() -> int:
     """Train; returns the exit code. The last line that it writes says why it is not 0."""
+    let_everything_be_printed()
     folder, file, name = sys.argv[1:]
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     from samplernn.training import run
