@@ -43,6 +43,7 @@ __all__ = [
     "Problem",
     "Span",
     "Split",
+    "can_be_dealt",
     "inspect",
     "leaked_seconds",
     "locate",
@@ -413,9 +414,9 @@ def split(corpus: Corpus, seed: int, keep_takes_together: bool = True) -> Split:
     """
     files = [(file,) for file in corpus.files]
     units = corpus.takes if keep_takes_together else files
-    if _can_be_dealt(units):
+    if can_be_dealt(units):
         return _split_by_file(units, seed)
-    if len(units) == len(files) or not _can_be_dealt(files):
+    if len(units) == len(files) or not can_be_dealt(files):
         return _split_by_time(corpus)
     choices = [_split_by_file(files, seed), _split_by_time(corpus)]
     return min(choices, key=lambda parts: leaked_seconds(corpus, parts) / _held_out_seconds(corpus, parts))
@@ -425,7 +426,7 @@ def _held_out_seconds(corpus: Corpus, parts: Split) -> float:
     return sum(span.stop - span.start for span in (*parts.validation, *parts.test)) / corpus.sample_rate
 
 
-def _can_be_dealt(units: Sequence[Sequence[AudioFile]]) -> bool:
+def can_be_dealt(units: Sequence[Sequence[AudioFile]]) -> bool:
     """Whether there are enough units of files for three parts, and none that is nearly everything."""
     sizes = [sum(file.num_samples for file in unit) for unit in units]
     return len(sizes) >= 3 and max(sizes) <= DOMINANT * sum(sizes)

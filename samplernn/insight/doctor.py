@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from samplernn.audio.corpus import Corpus, Problem, inspect
-from samplernn.audio.health import remarks
+from samplernn.audio.corpus import Corpus, Problem, can_be_dealt, inspect
+from samplernn.audio.health import ONE_RECORDING, remarks
 from samplernn.audio.io import SUFFIXES
+from samplernn.audio.takes import shared
 from samplernn.config import Config, UserError
 from samplernn.insight import forecast
 from samplernn.insight.advice import advise, silence_share
@@ -29,6 +30,8 @@ from samplernn.insight.words import count, decibels, duration, percent, printabl
 
 _PIPE_WIDTH = 100_000
 """Columns where there is no terminal: nothing is wrapped or cut."""
+_PAIRS_SHOWN = 5
+"""Files that share audio; `--json` has them all."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Diagnosis:
                 "gain": corpus.gain,
             },
             "silence_share": silence_share(corpus),
+            "takes": _takes(corpus),
             "cache_bytes": 2 * corpus.num_samples,
         }
         if self.plan:
@@ -230,6 +234,7 @@ def _about_audio(diagnosis: Diagnosis) -> list[tuple[str, str]]:
             f"peak {decibels(peak)}, RMS {decibels(diagnosis.rms)}; {raised}",
         ),
         ("silence", percent(silence_share(corpus))),
+        *([("takes", _shared(corpus))] if corpus.overlaps else []),
         ("cache", f"{size(2 * corpus.num_samples)} of decoded audio"),
     ]
 
@@ -266,6 +271,41 @@ def _about_run(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         ("memory", f"about {size(cost.memory_bytes)}{machine}"),
         ("model", f"{diagnosis.config.model.n_tiers} tiers, {cost.parameters / 1e6:.2f} M parameters"),
     ]
+
+
+def _shared(corpus: Corpus) -> str:
+    """Which files share audio with which: the pairs with most of it."""
+    seconds = shared(corpus.overlaps)
+    longest = sorted(corpus.overlaps, key=lambda overlap: -overlap.seconds)
+    pairs = [
+        f"{corpus.files[one.first].path} with {corpus.files[one.second].path} "
+        f"({one.seconds:.1f} s, from {one.start:.1f} s)"
+        for one in longest[:_PAIRS_SHOWN]
+    ]
+    if len(longest) > _PAIRS_SHOWN:
+        pairs.append(f"and {count(len(longest) - _PAIRS_SHOWN, 'more pair')}")
+    total = f"{len(seconds)} files share {duration(sum(seconds.values()))} with others"
+    one = "" if can_be_dealt(corpus.takes) else f"; {ONE_RECORDING}"
+    return printable(f"{total}{one}: {', '.join(pairs)}")
+
+
+def _takes(corpus: Corpus) -> dict[str, Any]:
+    """What files share, for JSON."""
+    seconds = shared(corpus.overlaps)
+    return {
+        "files": len(seconds),
+        "seconds": sum(seconds.values()),
+        "overlaps": [
+            {
+                "first": corpus.files[one.first].path,
+                "second": corpus.files[one.second].path,
+                "first_start": one.start,
+                "second_start": one.start + one.shift,
+                "seconds": one.seconds,
+            }
+            for one in corpus.overlaps
+        ],
+    }
 
 
 def _verdict(diagnosis: Diagnosis, command: str) -> Text:

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from samplernn.audio.corpus import Corpus, locate, split
+from samplernn.audio.health import leak
 from samplernn.audio.lanes import training_lanes
 from samplernn.config import Config, TrainerConfig
 from samplernn.training.auto_lanes import resolve
@@ -44,6 +45,8 @@ class Plan:
     """Share of an epoch's samples that are audio; the rest is padding."""
     validation_samples: int
     """Samples of one validation step, all lanes together."""
+    leak: str | None = None
+    """That held-out audio is in the training part too, see `health.leak`."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def plan(corpus: Corpus, config: Config) -> Plan:
         steps_per_epoch=len(lanes),
         filled=seconds["train"] * data.sample_rate / capacity,
         validation_samples=validation.batch_size * validation.tbptt_len,
+        leak=leak(corpus, parts, data.keep_takes_together),
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from samplernn import __version__
 from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
-from samplernn.audio.health import remarks
+from samplernn.audio.health import kept_together, leak, remarks
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load, read_archive
@@ -484,6 +484,9 @@ def _introduce(prepared: Prepared, device: torch.device) -> None:
     if len(problems) > _PROBLEMS_SHOWN:
         say(f"  … and {len(problems) - _PROBLEMS_SHOWN} more: samplernn doctor lists them all")
     parts = list(_describe_parts(prepared))
+    leaked = leak(corpus, prepared.parts, config.data.keep_takes_together)
+    if leaked:
+        say(f"  {leaked}")
     if prepared.quiet:
         return
     if idle := idle_tasks():
@@ -491,6 +494,9 @@ def _introduce(prepared: Prepared, device: torch.device) -> None:
     minutes = corpus.duration / 60
     say(f"{one_line(str(corpus.folder))}: {len(corpus.files)} files, {minutes:.1f} minutes usable")
     say(f"split: {', '.join(parts)}")
+    takes = kept_together(corpus) if config.data.keep_takes_together and not leaked else None
+    if takes:
+        say(f"takes: {takes} (samplernn doctor names them)")
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in SampleRNN(config.model).parameters())
     steps = len(CorpusModule(config, corpus, prepared.parts).train_dataloader())

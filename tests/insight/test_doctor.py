@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import soxr
 from rich.console import Console
 
-from samplernn.audio.corpus import prepare, split
+from samplernn.audio.corpus import leaked_seconds, prepare, split
 from samplernn.cli import main
 from samplernn.config import Config, from_dict
 from samplernn.insight.doctor import Diagnosis, examine, show
@@ -259,3 +260,75 @@ def test_standard_output_that_is_not_unicode_is_no_trap(tmp_path: Path) -> None:
     result = run(str(tmp_path), PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
     assert r"na\xefve \u266a.wav" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten files of noise, one of them as MP3 too, and two pieces of another that overlap by 3 s."""
+    folder = tmp_path_factory.mktemp("doubled") / "audio"
+    folder.mkdir()
+    for seed in range(10):
+        sf.write(folder / f"{seed}.wav", noise(6, seed=seed), RATE)
+    sf.write(folder / "4 again.mp3", soxr.resample(noise(6, seed=4), RATE, 4 * RATE), 4 * RATE)
+    long = noise(10, seed=99)
+    sf.write(folder / "left.wav", long[: 6 * RATE], RATE)
+    sf.write(folder / "right.wav", long[3 * RATE :], RATE)
+    return folder
+
+
+def test_files_that_share_audio_are_named_with_how_much_and_where(doubled: Path, toy_config: Config) -> None:
+    diagnosis = examine(doubled, toy_config, seconds=0.1)
+    found = diagnosis.to_dict()["takes"]
+    pairs = {(one["first"], one["second"]): one for one in found["overlaps"]}
+    assert set(pairs) == {("4 again.mp3", "4.wav"), ("left.wav", "right.wav")}
+    cut = pairs["left.wav", "right.wav"]
+    assert (cut["first_start"], cut["second_start"]) == pytest.approx((3.0, 0.0), abs=0.05)
+    assert cut["seconds"] == pytest.approx(3.0, abs=0.05)
+    assert found["files"] == 4
+    assert found["seconds"] == pytest.approx(18.0, abs=0.3)
+    (line,) = (line for line in shown(diagnosis).splitlines() if line.startswith("takes"))
+    assert "4 files share 18 s with others: " in line
+    assert "left.wav with right.wav (3.0 s, from 3.0 s)" in line
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_folder_that_shares_nothing_has_no_line_on_it(mixed: Path, toy_config: Config) -> None:
+    diagnosis = examine(mixed, toy_config, seconds=0.1)
+    assert diagnosis.to_dict()["takes"] == {"files": 0, "seconds": 0, "overlaps": []}
+    assert not any(line.startswith("takes") for line in shown(diagnosis).splitlines())
+
+
+def test_of_many_pairs_a_handful_is_shown(tmp_path: Path, toy_config: Config) -> None:
+    long = noise(40, seed=1)
+    for index in range(9):
+        sf.write(tmp_path / f"{index}.wav", long[4 * index * RATE : (4 * index + 7) * RATE], RATE)
+    diagnosis = examine(tmp_path, toy_config, seconds=0.1)
+    assert len(diagnosis.corpus.overlaps) == 8
+    (line,) = (line for line in shown(diagnosis).splitlines() if line.startswith("takes"))
+    assert line.count(" with ") == 6
+    assert "they hold one recording, or little else" in line
+    assert line.endswith(", and 3 more pairs")
+
+
+def test_doctor_and_train_say_how_much_held_out_audio_trains_and_that_files_are_kept_together(
+    doubled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    corpus = prepare(doubled, RATE)
+    seed = next(seed for seed in range(99) if leaked_seconds(corpus, split(corpus, seed, False)) > 0)
+    toy = [*toy_arguments(), f"--data.split_seed={seed}", "--samples.num=0", "--trainer.max_steps=1"]
+    apart = [*toy, "--data.keep_takes_together=false"]
+    assert main(["train", str(doubled), *apart]) == 0
+    warning = "held out are in other files that train"
+    (said,) = (line.strip() for line in capsys.readouterr().err.splitlines() if warning in line)
+    assert said.endswith("leave data.keep_takes_together on")
+    assert main(["doctor", str(doubled), "--json", *apart]) == 0
+    assert said in json.loads(capsys.readouterr().out)["advice"]
+    assert main(["train", str(doubled), *toy, "--name", "together"]) == 0
+    told = capsys.readouterr().err
+    assert warning not in told
+    assert "takes: 4 files share audio and are kept together (samplernn doctor names them)\n" in told
+    parts = json.loads(Path("runs/together/run.json").read_text("utf-8"))["split"]
+    assert parts == split(corpus, seed).to_dict()
+    assert main(["train", "--resume", "--name", "together", "--trainer.max_steps=2"]) == 0
+    assert json.loads(Path("runs/together/run.json").read_text("utf-8"))["split"] == parts
