@@ -78,7 +78,7 @@ def _loading(library: str) -> Iterator[None]:
     """Around the import of a library that draws. Raises UserError if it does not load."""
     try:
         yield
-    except (ImportError, OSError) as error:
+    except Exception as error:  # also ValueError of NumPy: it was built for another version
         raise UserError(
             one_line(
                 f"no pictures: {library} cannot be loaded ({error}); pip install --force-reinstall {library}"

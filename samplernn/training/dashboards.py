@@ -285,7 +285,11 @@ def dashboards(
     if config.logger in ("tensorboard", "both"):
         try:
             found.append(TensorBoard(run, baselines, step))
-        except ImportError as error:
+        except (
+            Exception
+        ) as error:  # also TypeError of protobuf, ValueError of NumPy: built for another version
+            if isinstance(error, OSError) and error.errno is not None:  # the disk
+                raise
             _say(f"tensorboard cannot be loaded, training goes on without it: {_one_line(error)}")
     if config.logger in ("wandb", "both") and is_first():
         try:

@@ -513,3 +513,25 @@ def _command(pid: int) -> str:
         return (Path("/proc") / str(pid) / "cmdline").read_text()
     except OSError:
         return ""
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("Descriptors cannot be created directly."), OSError("Could not load this library")]
+)
+def test_a_tensorboard_that_does_not_load_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    """However its libraries fail; what the disk refuses is another matter."""
+
+    def fails(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(dashboards, "TensorBoard", fails)
+    baselines = BaselineBits(6.0, 5.0, 4.0)
+    assert dashboards.dashboards(from_dict(Config, TOY), tmp_path, baselines, 0, False) == []
+    said = capsys.readouterr().err
+    assert said.count("tensorboard cannot be loaded, training goes on without it") == 1
+    assert str(error) in said
+    error = OSError(28, "No space left on device", "events")
+    with pytest.raises(OSError, match="No space left"):
+        dashboards.dashboards(from_dict(Config, TOY), tmp_path, baselines, 0, False)
