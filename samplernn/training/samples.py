@@ -224,9 +224,9 @@ class Samples(pl.Callback):
             "spectrum": ("-spectrum", self._spectra(audio)),
         }
         for shown_as, (suffix, figure) in pictures.items():
-            picture = plots.pixels(figure)
+            picture = plots.png(figure)
             with _whole(self.folder / f"step-{step:07d}{suffix}.png") as partial:
-                plots.save_pixels(picture, partial)
+                partial.write_bytes(picture)
             for dashboard in self.dashboards:
                 dashboard.show_picture(f"samples/{shown_as}", picture, step)
 
