@@ -531,11 +531,15 @@ def save(figure: Figure, path: Path) -> None:
     _canvas(figure).print_png(str(path))
 
 
-def save_pixels(picture: NDArray[np.uint8], path: Path) -> None:
-    """Write an image, uint8 ``[height, width, 3]``, to a PNG file."""
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file of 256 colours: a quarter of the size, and by eye the same."""
     with _loading("pillow"):
         from PIL import Image
-    Image.fromarray(picture).save(path, format="PNG")
+    picture = Image.fromarray(pixels(figure))
+    few = picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    stored = io.BytesIO()
+    few.save(stored, "PNG", optimize=True)
+    return stored.getvalue()
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:

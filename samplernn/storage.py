@@ -103,6 +103,11 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda partial: partial.write_text(text, "utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, whole or not at all. Raises OSError."""
+    write_whole(path, lambda partial: partial.write_bytes(content))
+
+
 def write_to_disk(path: Path, content: bytes) -> None:
     """Write bytes, whole or not at all, also if the power fails. Raises OSError."""
 

@@ -20,7 +20,7 @@ from samplernn.generation.request import Request
 from samplernn.insight.report import report
 from samplernn.model.checkpoint import load
 from samplernn.training import run
-from samplernn.training.folder import free_name
+from samplernn.training.folder import free_name, tensorboard
 from samplernn.training.scoring import Score, table
 
 DURATION = 4.0
@@ -77,7 +77,7 @@ def demo(out: str | Path = "demo-output", config: Config | None = None, steps: i
         f"  samplernn generate {outcome.folder} --duration 30 --temperature 0.9\n"
         f"  samplernn audition {outcome.folder}\n"
         f"  samplernn train YOUR_FOLDER\n"
-        f"  tensorboard --logdir {outcome.folder.parent}"
+        f"  {tensorboard(outcome.folder.parent)}"
     )
     return outcome.test
 

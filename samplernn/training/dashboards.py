@@ -7,7 +7,9 @@ ends a run; nothing that it does waits longer than a bounded time for a server.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import struct
 import sys
 import textwrap
 import threading
@@ -77,8 +79,8 @@ class Dashboard(Protocol):
     def show_audio(self, name: str, audio: NDArray[np.int16], sample_rate: int, step: int) -> None:
         """Show a recording, int16 ``[T]``, at `sample_rate` Hz, as what `name` sounds like at `step`."""
 
-    def show_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
-        """Show an image, uint8 ``[height, width, 3]``, as what `name` looks like at `step`."""
+    def show_picture(self, name: str, picture: bytes, step: int) -> None:
+        """Show an image, a PNG file, as what `name` looks like at `step`."""
 
     def show_grid(self, name: str, cells: Sequence[Cell], sample_rate: int, step: int) -> None:
         """Show streams, at `sample_rate` Hz, as the rows that the table `name` has for `step`."""
@@ -115,9 +117,14 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.add_audio(name, waveform[None], step, sample_rate)
 
     @rank_zero_only
-    def show_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+    def show_picture(self, name: str, picture: bytes, step: int) -> None:
         """See `Dashboard`."""
-        self.experiment.add_image(name, picture, step, dataformats="HWC")
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = struct.unpack(">II", picture[16:24])  # of a PNG file
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture)
+        value = Summary.Value(tag=name, image=image)
+        self.experiment._get_file_writer().add_summary(Summary(value=[value]), step)
 
     def show_grid(self, name: str, cells: Sequence[Cell], sample_rate: int, step: int) -> None:
         """TensorBoard has no tables: its audio and pictures stand side by side already."""
@@ -169,11 +176,15 @@ class Wandb(Logger):
 
         self._attempt(lambda: self._log({name: wandb.Audio(audio, sample_rate=sample_rate)}, step))
 
-    def show_picture(self, name: str, picture: NDArray[np.uint8], step: int) -> None:
+    def show_picture(self, name: str, picture: bytes, step: int) -> None:
         """See `Dashboard`."""
         import wandb
+        from PIL import Image
 
-        self._attempt(lambda: self._log({name: wandb.Image(picture)}, step))
+        def show() -> None:
+            self._log({name: wandb.Image(Image.open(io.BytesIO(picture)).convert("RGB"))}, step)
+
+        self._attempt(show)
 
     def show_grid(self, name: str, cells: Sequence[Cell], sample_rate: int, step: int) -> None:
         """See `Dashboard`. One table per step: one that grew would be uploaded whole each time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -151,6 +152,11 @@ class RunFolder:
         """Write `pair-counts.npz`, the baselines' knowledge."""
         file = self.path / "pair-counts.npz"
         storage.write_whole(file, lambda partial: np.savez_compressed(partial, counts=counts))
+
+
+def tensorboard(runs: Path) -> str:
+    """The command that shows runs; by itself TensorBoard would leave out all but ten steps of audio."""
+    return f"tensorboard --logdir {shlex.quote(str(runs))} --samples_per_plugin audio=1000,images=1000"
 
 
 def damage_of(checkpoint: Path) -> str | None:

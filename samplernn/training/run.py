@@ -28,7 +28,7 @@ from samplernn.training.auto_lanes import resolve
 from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Stopping
 from samplernn.training.dashboards import dashboards
 from samplernn.training.data import CorpusModule
-from samplernn.training.folder import RunFolder, damage_of, existing, free_name, run_folder
+from samplernn.training.folder import RunFolder, damage_of, existing, free_name, run_folder, tensorboard
 from samplernn.training.hardware import hardware, revision
 from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import STATE, TrainingModule
@@ -512,10 +512,7 @@ def _introduce(prepared: Prepared, device: torch.device) -> None:
         f"previous sample {baselines.previous_sample:.3f}"
     )
     runs = prepared.run.path.parent
-    say(
-        f"run: {prepared.run.path}"
-        + ("" if config.logger == "wandb" else f"   (tensorboard --logdir {runs})")
-    )
+    say(f"run: {prepared.run.path}" + ("" if config.logger == "wandb" else f"   ({tensorboard(runs)})"))
 
 
 def _describe_parts(prepared: Prepared) -> Iterator[str]:

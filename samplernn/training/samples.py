@@ -14,7 +14,6 @@ In the folder ``samples`` of a run::
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import sys
@@ -224,9 +223,9 @@ class Samples(pl.Callback):
             "spectrum": ("-spectrum", self._spectra(audio)),
         }
         for shown_as, (suffix, figure) in pictures.items():
-            picture = plots.pixels(figure)
+            picture = plots.png(figure)
             file = self.folder / f"step-{step:07d}{suffix}.png"
-            storage.write_whole(file, functools.partial(plots.save_pixels, picture))
+            storage.write_bytes(file, picture)
             for dashboard in self.dashboards:
                 dashboard.show_picture(f"samples/{shown_as}", picture, step)
 

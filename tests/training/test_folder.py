@@ -14,7 +14,7 @@ import pytest
 
 from samplernn.config import Config, UserError
 from samplernn.training import folder, run
-from samplernn.training.folder import RunFolder, damage_of, names, of_job
+from samplernn.training.folder import RunFolder, damage_of, names, of_job, tensorboard
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,11 @@ def test_a_run_that_was_killed_before_it_was_complete_is_begun_again(toy_config:
         run.resume("early", {})
     assert run.start(clips, toy_config, "early").step == 6
     assert names() == ["early"]
+
+
+def test_tensorboard_is_told_to_show_all_steps_of_audio() -> None:
+    said = tensorboard(Path("my runs"))
+    assert said == "tensorboard --logdir 'my runs' --samples_per_plugin audio=1000,images=1000"
 
 
 def test_the_run_of_a_job_is_found(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
