@@ -97,8 +97,9 @@ class Corpus:
 
     @functools.cached_property
     def overlaps(self) -> tuple[Overlap, ...]:
-        """Audio that two files share, by their indices; see `takes`."""
-        return takes.overlaps(self.files, self.sample_rate)
+        """Audio that two files share, by their indices; see `takes`. `prepare` keeps it in the cache."""
+        kept = _kept_overlaps(self)
+        return takes.overlaps(self.files, self.sample_rate) if kept is None else kept
 
     @property
     def takes(self) -> tuple[tuple[AudioFile, ...], ...]:
@@ -178,6 +179,7 @@ def prepare(
         _require_audio(corpus)
         with contextlib.suppress(OSError):  # for people only: a complete cache may lie where nobody can write
             _write_manifest(corpus_dir / "manifest.json", corpus, list(built))
+            _keep_overlaps(corpus)
         shards.remove_stale(shard_dir, built)
     except OSError as error:
         raise _unwritable(error, corpus_dir) from None
@@ -359,6 +361,30 @@ def _write_manifest(path: Path, corpus: Corpus, keys: Sequence[str]) -> None:
         if json.loads(path.read_text("utf-8")) == manifest:
             return
     shards.write_json(path, manifest, is_patient=False)
+
+
+def _overlaps_file(corpus: Corpus) -> Path:
+    return corpus.shard_dir.parent / "overlaps.json"
+
+
+def _keep_overlaps(corpus: Corpus) -> None:
+    """Writes what `Corpus.overlaps` is, unless it is there. Raises OSError."""
+    if _kept_overlaps(corpus) is None:
+        kept = {"key": takes.key(corpus.files, corpus.sample_rate), "overlaps": corpus.overlaps}
+        shards.write_json(_overlaps_file(corpus), kept, is_patient=False)
+
+
+def _kept_overlaps(corpus: Corpus) -> tuple[Overlap, ...] | None:
+    """What was written of these files; None if nothing was, or it is damaged."""
+    try:
+        kept = json.loads(_overlaps_file(corpus).read_text("utf-8"))
+        if kept["key"] != takes.key(corpus.files, corpus.sample_rate):
+            return None
+        found = [Overlap(int(a), int(b), float(c), float(d), float(e)) for a, b, c, d, e in kept["overlaps"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    count = len(corpus.files)
+    return tuple(found) if all(0 <= one.first < one.second < count for one in found) else None
 
 
 @dataclass(frozen=True)

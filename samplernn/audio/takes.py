@@ -8,6 +8,7 @@ Different takes of one piece do not: a player is never as exact, and chance give
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from samplernn.audio.files import AudioFile
 from samplernn.audio.fingerprint import FRAME, HOP, STEPS, Peaks, decode, steps_per_second
 
+VERSION = 1
+"""Of how files are compared: what another version found is not taken."""
 MIN_SECONDS = 2.0
 """Files that share less are not joined: a drum sample or a short loop is no take."""
 _SHARE = 0.5
@@ -108,6 +111,14 @@ def overlaps(files: Sequence[AudioFile], sample_rate: int) -> tuple[Overlap, ...
         if overlap and gain > best.get((first, second), (0.0, overlap))[0]:
             best[first, second] = gain, overlap
     return tuple(best[pair][1] for pair in sorted(best))
+
+
+def key(files: Sequence[AudioFile], sample_rate: int) -> str:
+    """What `overlaps` depends on, as a SHA-256."""
+    digest = hashlib.sha256(f"{VERSION} {sample_rate}\n".encode())
+    for file in files:
+        digest.update(f"{file.num_samples} {file.fingerprint}\n".encode())
+    return digest.hexdigest()
 
 
 def group(count: int, found: Sequence[Overlap]) -> list[list[int]]:

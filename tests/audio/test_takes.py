@@ -238,3 +238,21 @@ def test_the_corpus_deals_copies_and_cuts_to_one_side(tmp_path: Path) -> None:
         leaks.append(leaked_seconds(corpus, split(corpus, seed, keep_takes_together=False)))
     assert max(leaks) > 2.5
     assert pickle.loads(pickle.dumps(corpus)).overlaps == corpus.overlaps
+
+
+def test_what_was_found_is_kept_with_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = melody(12, 0)
+    (tmp_path / "audio").mkdir()
+    sf.write(tmp_path / "audio" / "a.flac", x, RATE)
+    sf.write(tmp_path / "audio" / "b.flac", x[RATE * 3 :], RATE)
+    first = prepare(tmp_path / "audio", RATE, tmp_path / "cache").overlaps
+    assert [(one.first, one.second) for one in first] == [(0, 1)]
+    kept = next((tmp_path / "cache").rglob("overlaps.json"))
+    with monkeypatch.context() as patch:
+        patch.setattr(takes, "overlaps", lambda *_: pytest.fail("compared again"))
+        assert prepare(tmp_path / "audio", RATE, tmp_path / "cache").overlaps == first
+    for damaged in ("", "[]", '{"key": 1}', kept.read_text().replace('"overlaps": [', '"overlaps": [[7],')):
+        kept.write_text(damaged)
+        assert prepare(tmp_path / "audio", RATE, tmp_path / "cache").overlaps == first
+    sf.write(tmp_path / "audio" / "b.flac", melody(9, 1), RATE)
+    assert prepare(tmp_path / "audio", RATE, tmp_path / "cache").overlaps == ()
