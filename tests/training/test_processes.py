@@ -199,15 +199,22 @@ def test_no_worker_outlives_a_killed_parent(folder: Path, place: Path) -> None:
         time.sleep(0.1)
 
 
-def test_a_process_that_fails_is_quoted_in_one_line(folder: Path, place: Path) -> None:
-    Path("runs/fails").mkdir(parents=True)
-    Path("runs/fails/metrics.csv").write_bytes(b"\xff")
+def test_a_process_that_fails_is_quoted_in_one_line(
+    folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys\n"
+        "if 'samplernn.training.worker' in sys.orig_argv:\n"
+        "    from samplernn.training.module import TrainingModule\n"
+        "    TrainingModule.on_train_start = lambda self: 1 / 0\n"
+    )
+    Path("site").mkdir()
+    Path("site", "sitecustomize.py").write_text(code)  # Python executes this at the start of every process
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path("site").absolute()), *sys.path]))
     process = _train(folder, "fails", trainer={"devices": 2})
     message = process.communicate(timeout=WAIT)[1]
     assert process.returncode == 1, message
-    assert re.search(
-        r"process [12] of 2 ended with exit code 1: UnicodeDecodeError", message.splitlines()[-1]
-    )
+    assert re.search(r"process [12] of 2 ended with exit code 1: ZeroDivisionError", message.splitlines()[-1])
 
 
 _SCRIPT = """

@@ -129,7 +129,9 @@ def test_the_same_seed_trains_the_same_weights(
 
 
 def test_an_existing_name_is_refused(run_copy: Path, clips: Path) -> None:
-    with pytest.raises(UserError, match="--resume, or choose another --name"):
+    with pytest.raises(
+        UserError, match=r"--resume \(in Python: samplernn\.resume\), or choose another --name"
+    ):
         run.start(clips, _config(), "toy")
 
 
