@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-faults test-gpu test-notebook test-browser test-newest test-lowest try lock lint format clean
+.PHONY: demo test test-slow test-all test-faults test-gpu test-notebook test-browser test-newest test-lowest try lock lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/samplernn demo
@@ -45,9 +45,13 @@ $(VENV)/.uv: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@touch $@
 
-# Long tests.
+# Long tests, and rows of parameters that `make test` leaves out.
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+
+# `make test`, the long tests and all faults: about 45 minutes.
+test-all: lint
+	$(BIN)/python -m pytest -m 'not gpu and not notebook and not browser' --all-faults --numprocesses 2 --dist loadfile
 
 # Kills, signals, full disks and the like, many times over; `make test` has a few of each. About ten minutes.
 test-faults: $(INSTALLED)

@@ -32,6 +32,11 @@ NUM = 9 * RATE + 3
 CURVES = envelopes(["0:1.0,4:0.7,9:1.1", "0.9", "1.0"])
 
 
+def _slow(*values: Any) -> Any:
+    """One more row of parameters, for `make test-all`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(trained_run: Path) -> Checkpoint:
     return samplernn.load(trained_run)
@@ -71,7 +76,7 @@ def on_trap(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("blocks", [0.002, 0.0371, 0.25, 3.0])
+@pytest.mark.parametrize("blocks", [_slow(0.002), 0.0371, _slow(0.25), 3.0])
 def test_a_stream_does_not_depend_on_the_length_of_blocks(
     generator: Generator, whole: dict[str, np.ndarray], on_trap: str, blocks: float
 ) -> None:
@@ -88,7 +93,14 @@ def test_a_stream_does_not_depend_on_its_neighbours(
         assert np.array_equal(alone[0], whole[on_trap][stream])
 
 
-@pytest.mark.parametrize("cuts", [[1], [FRAME], [HOP], [4000, 4003], [17_003], [9000, 2, 3, 9000], [30_000]])
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        *map(_slow, ([1], [FRAME], [HOP], [17_003], [30_000])),
+        [4000, 4003],
+        [9000, 2, 3, 9000],
+    ],
+)
 def test_an_interrupted_stream_goes_on_as_if_nothing_had_happened(
     generator: Generator, whole: dict[str, np.ndarray], on_trap: str, cuts: list[int], tmp_path: Path
 ) -> None:
@@ -253,7 +265,7 @@ def test_where_all_is_a_trap_it_still_comes_to_an_end(checkpoint: Checkpoint) ->
     assert sum(action.startswith("rewound") for action in actions) <= 12
 
 
-@pytest.mark.parametrize("blocks", [0.02, 0.25, 2.0])
+@pytest.mark.parametrize("blocks", [_slow(0.02), 0.25, _slow(2.0)])
 def test_where_all_is_a_trap_blocks_and_cuts_change_nothing_either(
     checkpoint: Checkpoint, blocks: float
 ) -> None:
@@ -299,8 +311,14 @@ def test_traps_that_come_again_whatever_is_done_do_not_keep_a_stream_for_ever(
     assert len(playback.events) <= 3 * 7 * len(traps)  # six attempts each, and let go
 
 
-@pytest.mark.parametrize("before", ["off", "warn", "cool", "rewind"])
-@pytest.mark.parametrize("cut", [HOP - 1, HOP, HOP + 1, 8 * HOP - 4])
+@pytest.mark.parametrize(
+    ("before", "cut"),
+    [
+        (before, cut) if row == column else _slow(before, cut)
+        for row, before in enumerate(get_args(OnTrap))
+        for column, cut in enumerate((HOP - 1, HOP, HOP + 1, 8 * HOP - 4))
+    ],
+)
 def test_a_state_may_be_taken_up_with_rewinding(generator: Generator, before: str, cut: int) -> None:
     _, playback = _play(generator, on_trap=before, num_samples=cut)
     audio, after = _play(generator, on_trap="rewind", origin=playback.snapshot())
