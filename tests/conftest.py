@@ -15,6 +15,7 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 import errno
 import mmap
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-faults", action="store_true", help="inject faults as often as docs/faults.md says"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hangups() -> None:
+    """Commands hear of SIGHUP, also when these tests run under nohup."""
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

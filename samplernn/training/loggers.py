@@ -6,8 +6,9 @@ import contextlib
 import csv
 import io
 import sys
+import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,22 @@ class MetricsFile(Logger):
 
     def _say(self, problem: str) -> None:
         print(f"{self.path}: {problem}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet_writers() -> Iterator[None]:
+    """Inside, TensorBoard's thread prints no traceback when it cannot write: who logs next hears of it."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _step(row: Row) -> int:

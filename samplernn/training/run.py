@@ -30,7 +30,7 @@ from samplernn.training.dashboards import dashboards
 from samplernn.training.data import CorpusModule
 from samplernn.training.folder import RunFolder, damage_of, existing, free_name, run_folder, tensorboard
 from samplernn.training.hardware import hardware, revision
-from samplernn.training.loggers import MetricsFile
+from samplernn.training.loggers import MetricsFile, quiet_writers
 from samplernn.training.module import STATE, TrainingModule
 from samplernn.training.precision import left_wide
 from samplernn.training.processes import (
@@ -357,7 +357,7 @@ def work(prepared: Prepared) -> None:
     )
     module = TrainingModule(facts, planned_steps_per_epoch=len(data.train_dataloader()))
     try:
-        with _explained(run):
+        with _explained(run), quiet_writers():
             step, reason = _fit(prepared, module, data)
     except BaseException as error:
         saved = isinstance(error, Interrupted) and error.saved

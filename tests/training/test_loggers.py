@@ -6,13 +6,15 @@ import csv
 import errno
 import io
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from samplernn import storage
-from samplernn.training.loggers import MetricsFile
+from samplernn.training.loggers import MetricsFile, quiet_writers
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -163,3 +165,26 @@ def test_a_full_disk_is_said_at_once(tmp_path: Path, held: list[int]) -> None:
     held.append(errno.ENOSPC)
     with pytest.raises(OSError, match="No space left"):
         metrics.log_metrics({"a": 2.0}, step=2)
+
+
+def test_a_thread_of_tensorboard_that_cannot_write_tells_it_to_who_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It, too, would print a traceback; other threads still do."""
+    printed: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: printed.append(failed.thread))
+    writer = EventFileWriter(str(tmp_path))._async_writer
+
+    def full(data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer._worker._record_writer, "write", full)
+    other = threading.Thread(target=full, args=(b"",))
+    with quiet_writers():
+        writer.write(b"event")
+        writer._worker.join(10)
+        with pytest.raises(OSError, match="No space left"):
+            writer.write(b"event")
+        other.start()
+        other.join()
+    assert printed == [other]

@@ -166,6 +166,8 @@ def advance(
         output_tile = resident(output_weights, block * BN_OUT % Q, D, BN_OUT)
         early = gathered_by_one(codes + (LOOKBACK - FASTEST), table, quarters, FASTEST - 1, Q_LEVELS, D)
         latest = tl.load(codes + (LOOKBACK - 1))
+        # Compared as a vector: the interpreter of Triton 3.9 takes no scalar for a mask.
+        is_writer = drawing * 0 + block == 0
         numbers, places = tl.load(streams + drawing), tl.load(positions + drawing)
     t = 0
     while t < length:
@@ -217,12 +219,12 @@ def advance(
             wait(counter, target)
             if IS_GIVEN:
                 chosen = tl.load(now + drawing * code_stride)
-                tl.store(nll + drawing * length + t, surprise(logits, drawing, chosen, Q), block == 0)
+                tl.store(nll + drawing * length + t, surprise(logits, drawing, chosen, Q), is_writer)
             else:
                 chosen = drawn(
                     logits, drawing, uniform, inverse_temperature, top_k, top_p, Q, Q_LEVELS, IS_FILTERED
                 )
-                tl.store(now + drawing * code_stride, chosen, (block == 0) & (drawing == 0))
+                tl.store(now + drawing * code_stride, chosen, is_writer & (drawing == 0))
             latest = tl.sum(tl.where(drawing == 0, chosen, 0))
         else:
             tile = block
