@@ -16,6 +16,8 @@ SUBTYPES = ("FLOAT", "DOUBLE")
 _INTEGER_BITS = (16, 24, 32)
 _MIXED_AT_MOST = 256.0
 """A peak above this (48 dB) is no mix that is too hot, but integers."""
+LARGEST = 2.0**31
+"""A finite peak above this is neither: the file is damaged."""
 _PULSES_AT_MOST = 8.0
 """A peak above this is one of integers if all samples are whole numbers, and no train of pulses."""
 _BLOCK_VALUES = 2**18

@@ -62,7 +62,7 @@ class Decoder:
 
     Raises:
         AudioError: the file cannot be opened or is not audio; while iterating: it holds no samples,
-            or a NaN or infinite one, or the disk fails.
+            or a NaN, infinite or absurdly large one, or the disk fails.
     """
 
     def __init__(self, path: str | Path, sample_rate: int, block_seconds: float = 1.0) -> None:
@@ -97,6 +97,9 @@ class Decoder:
         for stream in self._streams:
             with open_stream(self.path, stream) as file:
                 peak.read(file)
+        if fullscale.LARGEST < peak.value < math.inf:
+            problem = f"holds samples of up to {peak.value:.0e} times full scale"
+            raise AudioError(self.path, problem, "export it again")
         self.scale = peak.scale
         if self.scale != 1:
             remedy = f"none needed: it is divided by {self.scale:.7g}"
@@ -195,7 +198,7 @@ class Decoder:
         seconds = decoded / file.samplerate
         # A FLAC that was written to a pipe claims 2**63 - 1 frames, and its end looks like an error.
         total = file.frames / file.samplerate if file.frames < 2**62 else seconds
-        length = f"{seconds:.1f} s" if total - seconds < 0.05 else f"{seconds:.1f} of {total:.1f} s"
+        length = _of(seconds, total)
         if error and (file.frames < 2**62 or stream.pieces is None):
             self._report_truncation(f"is damaged after {length}{reason(error)}")
         elif error:
@@ -203,9 +206,9 @@ class Decoder:
         elif (total - seconds) * file.samplerate > _MP3_SLACK:
             self._report_truncation(f"is truncated: it ends after {length}")
         elif (factor := was_cut(self.path, file, stream)) > 1:
-            lost = f" of {seconds * factor:.1f}" if factor < math.inf else ""
+            length = _of(seconds, seconds * factor if factor < math.inf else seconds)
             where = "it ends" if len(self._streams) == 1 else "a recording in it ends"
-            self._report_truncation(f"is truncated: {where} after {seconds:.1f}{lost} s")
+            self._report_truncation(f"is truncated: {where} after {length}")
         elif stream.seconds and stream.seconds - seconds > max(0.5, 0.01 * stream.seconds):
             problem = f"is decoded for {seconds:.1f} of {stream.seconds:.1f} s"
             self.problems.append(AudioError(self.path, problem, "convert it to FLAC with ffmpeg or sox"))
@@ -238,6 +241,14 @@ def to_int16(x: np.ndarray) -> np.ndarray:
 def from_int16(x: np.ndarray) -> np.ndarray:
     """int16 samples as float32 in [-1, 1); the exact inverse of `to_int16`; any shape."""
     return x.astype(np.float32) / np.float32(32768)
+
+
+def _of(seconds: float, total: float) -> str:
+    """A length, and how long it should be if that is another."""
+    if total - seconds < 0.001:
+        return f"{seconds:.1f} s"
+    digits = 1 if total - seconds >= 0.1 else 3
+    return f"{seconds:.{digits}f} of {total:.{digits}f} s"
 
 
 def _mean_of_channels(block: np.ndarray) -> np.ndarray:

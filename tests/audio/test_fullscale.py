@@ -11,7 +11,7 @@ import soundfile as sf
 
 from samplernn.audio.corpus import inspect, prepare
 from samplernn.audio.health import remarks
-from samplernn.audio.io import Decoder, load, to_int16
+from samplernn.audio.io import AudioError, Decoder, load, to_int16
 
 RATE = 16000
 FLOATS = [
@@ -149,3 +149,12 @@ def test_one_file_beyond_full_scale_changes_nothing_of_the_others(tmp_path: Path
         "has a DC offset of 20 % of full scale",
     ]
     assert inspect(audio, RATE, tmp_path / "other").files[-1].scale == file.scale
+
+
+def test_what_no_program_means_is_damage(tmp_path: Path) -> None:
+    """A flipped bit in an exponent; divided by such a peak, all else would be silence."""
+    samples = np.sin(np.arange(RATE) * 0.05).astype(np.float32)
+    samples[500] = 3e30
+    sf.write(tmp_path / "a.wav", samples, RATE, "FLOAT")
+    with pytest.raises(AudioError, match=r"holds samples of up to 3e\+30 times full scale; export it again"):
+        list(Decoder(tmp_path / "a.wav", RATE))
