@@ -446,7 +446,8 @@ class _Bar:
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.description}"),
-            console=Console(file=sys.stderr),
+            # Disabled is not enough: up to 14.2, Rich then prints an empty line at the end.
+            console=Console(file=sys.stderr, quiet=quiet or not sys.stderr.isatty()),
             transient=True,
             disable=quiet or not sys.stderr.isatty(),
         )

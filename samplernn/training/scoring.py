@@ -180,7 +180,7 @@ def score_spans(
     codes = checkpoint.quantizer.int16_to_code(checkpoint.gain)
     lanes = evaluation_lanes(corpus, spans, model.lookback, config.data.lanes)
     hidden = not (progress and sys.stderr.isatty())
-    with Progress(console=Console(file=sys.stderr), transient=True, disable=hidden) as bar:
+    with Progress(console=Console(file=sys.stderr, quiet=hidden), transient=True, disable=hidden) as bar:
         chunks = bar.track(lanes.chunks(epoch=0), total=len(lanes), description=f"scoring {split}")
         count = score(model, map(to_batch, chunks), codes)
     evaluated = pair_counts(corpus, spans, codes.numpy(), config.model.q_levels)

@@ -48,7 +48,7 @@ def total(spans: tuple[Span, ...]) -> int:
     return sum(span.stop - span.start for span in spans)
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=40), st.integers(0, 10))
 def test_split_parts_never_share_audio(lengths: list[int], seed: int) -> None:
     corpus = corpus_of(*lengths)
