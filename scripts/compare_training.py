@@ -19,19 +19,18 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
 
 from samplernn.audio.corpus import Corpus, locate, prepare, split
-from samplernn.audio.lanes import training_lanes
+from samplernn.audio.lanes import Spans, evaluation_lanes, quick_check, training_lanes
 from samplernn.config import Config
 from samplernn.insight.benchmark.plain import PlainTraining
 from samplernn.insight.benchmark.results import preset_config
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.model.codec import Codec
 from samplernn.model.network import SampleRNN
-from samplernn.model.quantize import Quantizer
-from samplernn.training.data import LaneLoader
+from samplernn.training.data import EvaluationLoader, LaneLoader
 from samplernn.training.module import TrainingModule
-from samplernn.training.scoring import Spans, evaluation_lanes, quick_check, score, to_batch
+from samplernn.training.scoring import score
 from samplernn.training.trainer import make_trainer, quiet
 
 
@@ -45,7 +44,7 @@ class _StopAfter(pl.Callback):
 
 def train_plainly(config: Config, corpus: Corpus, loader: LaneLoader, steps: int) -> SampleRNN:
     """Steps of plain PyTorch, on the CPU."""
-    training = PlainTraining(config, _codes(config, corpus), torch.device("cpu"))
+    training = PlainTraining(config, torch.device("cpu"))
     taken = iter(range(1, steps))
     training.run(loader, lambda: next(taken, None) is None)
     return training.model
@@ -61,16 +60,12 @@ def train(config: Config, corpus: Corpus, loader: LaneLoader, steps: int) -> Sam
     return module.model
 
 
-def _codes(config: Config, corpus: Corpus) -> Tensor:
-    return Quantizer(config.model.q_levels, config.model.quantization).int16_to_code(corpus.gain)
-
-
 def bits(config: Config, corpus: Corpus, held_out: Spans, model: SampleRNN) -> float:
     """Of the held-out audio, by a network of the usual form with the weights of a model."""
     judge = SampleRNN(config.model)
     judge.load_state_dict(model.state_dict())
     lanes = evaluation_lanes(corpus, held_out, judge.lookback, config.data.lanes)
-    return score(judge, map(to_batch, lanes.chunks(epoch=0)), _codes(config, corpus)).bits_per_sample
+    return score(judge, EvaluationLoader(lanes, Codec.of(config.model, corpus.gain))).bits_per_sample
 
 
 def main() -> None:
@@ -90,7 +85,7 @@ def main() -> None:
         optim=replace(config.optim, schedule="constant", warmup_steps=0),
         trainer=replace(config.trainer, accelerator="cpu", devices=1),
     )
-    corpus = prepare(options.folder, config.data.sample_rate, config.data.cache_dir)
+    corpus = prepare(options.folder, config.data)
     parts = split(corpus, config.data.split_seed)
     spans = locate(corpus, parts.train)
     held_out = quick_check(locate(corpus, parts.validation), config.data)
@@ -101,7 +96,8 @@ def main() -> None:
         seeded = replace(config, seed_everything=seed)
         line = [f"seed {seed}"]
         for name, variant in variants.items():
-            loader = LaneLoader(training_lanes(corpus, spans, config.data, seed))
+            codec = Codec.of(config.model, corpus.gain)
+            loader = LaneLoader(training_lanes(corpus, spans, config.data, seed), codec)
             started = time.monotonic()
             model = variant(seeded, corpus, loader, options.steps)
             seconds = time.monotonic() - started

@@ -16,6 +16,7 @@ go on. At the end the table stands in OUT/figures.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -102,17 +103,16 @@ def bits(options: argparse.Namespace) -> dict[str, Any]:
     from samplernn.audio.corpus import prepare
     from samplernn.generation.engines import DTYPES, open_engine
     from samplernn.model.checkpoint import load
-    from samplernn.model.quantize import Quantizer
 
     checkpoint = load(options.out / "runs" / "gpu")
     config = checkpoint.config
-    corpus = prepare(options.folder, config.data.sample_rate, options.out / "cache", progress=False)
-    table = Quantizer(config.model.q_levels, config.model.quantization).int16_to_code(checkpoint.gain)
+    data = dataclasses.replace(config.data, cache_dir=str(options.out / "cache"))
+    corpus = prepare(options.folder, data, checkpoint.gain, progress=False)
     file = max(corpus.files, key=lambda file: file.num_samples)
     streams = min(STREAMS, file.num_samples // SAMPLES)
     starts = [index * (file.num_samples // streams) for index in range(streams)]  # all over the file
-    audio = np.stack([corpus.read(file, start, start + SAMPLES) for start in starts]).astype(int)
-    codes = table[torch.from_numpy(audio) + 32768].long()  # [B, T]
+    audio = np.stack([corpus.read(file, start, start + SAMPLES) for start in starts])
+    codes = torch.from_numpy(checkpoint.codec.encode(audio))  # [B, T]
     model = checkpoint.build().cuda()
     with torch.inference_mode():
         logits, _ = model(codes.cuda(), model.initial_state(streams))

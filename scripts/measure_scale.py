@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
+from samplernn.config import DataConfig
+
 RATE, SECONDS = 16000, 0.5
 FILES_PER_FOLDER = 1000
 CHUNKS = 300
@@ -49,7 +51,7 @@ def measure(folder: Path, cache: Path) -> dict[str, float]:
     data = replace(config.data, cache_dir=str(cache), segment_duration=SECONDS)
     before = peak_memory(torch.device("cpu")) or 0.0
     started = time.perf_counter()
-    corpus = prepare(folder, RATE, cache, progress=False)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=str(cache)), progress=False)
     prepared = time.perf_counter()
     parts = split(corpus, data.split_seed)
     lanes = training_lanes(corpus, locate(corpus, parts.train), data, seed=0)

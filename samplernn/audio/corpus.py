@@ -18,7 +18,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from samplernn.audio.io import SUFFIXES, remedy_for
 from samplernn.audio.scan import Found, find, scan, states
 from samplernn.audio.shards import Shard
 from samplernn.audio.takes import Overlap
-from samplernn.config import DECODE_TIMEOUT, UserError, one_line
+from samplernn.config import DataConfig, UserError, one_line
 
 __all__ = [
     "AudioFile",
@@ -73,7 +73,8 @@ class Corpus:
     sample_rate: int
     """Hz."""
     gain: float
-    """Factor that brings the corpus's peak to -1 dBFS. The stored samples are without it."""
+    """What a model multiplies the samples by; the stored samples are without it. By default the factor that
+    brings the corpus's peak to -1 dBFS."""
     files: tuple[AudioFile, ...]
     """Usable files, ordered by path; of exact duplicates only the first."""
     problems: tuple[Problem, ...]
@@ -146,21 +147,19 @@ class Corpus:
 
 def prepare(
     folder: str | Path,
-    sample_rate: int,
-    cache_dir: str | Path | None = None,
+    data: DataConfig,
+    gain: float | None = None,
     progress: bool = True,
     workers: int | None = None,
-    decode_timeout: float = DECODE_TIMEOUT,
 ) -> Corpus:
     """Decodes a folder of audio into the cache, or finds it there.
 
     Args:
         folder: the audio folder; never written to.
-        sample_rate: Hz.
-        cache_dir: folder of all cached corpora; default: the user's cache folder.
+        data: sample rate, cache, time for decoding, and whether files have gains of their own.
+        gain: of the corpus; None: the one that brings its peak to -1 dBFS. A model that exists has one.
         progress: show a progress bar if standard error is a terminal.
         workers: processes that decode; default: one per core; 0: this process decodes.
-        decode_timeout: seconds that a file of up to 4 MiB may take to decode; larger ones in proportion.
 
     Raises:
         UserError: no such folder, no usable audio in it, or the cache cannot be written.
@@ -170,12 +169,12 @@ def prepare(
     if not found.paths and not found.problems:
         raise UserError(f"{folder}: no audio files found ({', '.join(sorted(SUFFIXES))})")
     sources, unreadable = states(root, found.paths)
-    corpus_dir = _corpus_dir(root, sample_rate, cache_dir)
+    corpus_dir = _corpus_dir(root, data)
     shard_dir = corpus_dir / "shards"
     try:
         shard_dir.mkdir(parents=True, exist_ok=True)
-        built = _shards(root, sources, sample_rate, shard_dir, progress, workers, decode_timeout, store=True)
-        corpus = _assemble(root, sample_rate, shard_dir, built.values(), found, unreadable)
+        built = _shards(root, sources, data, shard_dir, progress, workers, store=True)
+        corpus = _assemble(root, data, shard_dir, built.values(), found, unreadable)
         _require_audio(corpus)
         with contextlib.suppress(OSError):  # for people only: a complete cache may lie where nobody can write
             _write_manifest(corpus_dir / "manifest.json", corpus, list(built))
@@ -183,7 +182,7 @@ def prepare(
         shards.remove_stale(shard_dir, built)
     except OSError as error:
         raise _unwritable(error, corpus_dir) from None
-    return corpus
+    return corpus if gain is None else replace(corpus, gain=gain)
 
 
 def _unwritable(error: OSError, corpus_dir: Path) -> UserError:
@@ -200,12 +199,7 @@ def _unwritable(error: OSError, corpus_dir: Path) -> UserError:
 
 
 def inspect(
-    folder: str | Path,
-    sample_rate: int,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-    workers: int | None = None,
-    decode_timeout: float = DECODE_TIMEOUT,
+    folder: str | Path, data: DataConfig, progress: bool = True, workers: int | None = None
 ) -> Corpus:
     """What `prepare` would return, found out without writing anything anywhere.
 
@@ -214,11 +208,9 @@ def inspect(
 
     Args:
         folder: the audio folder.
-        sample_rate: Hz.
-        cache_dir: as for `prepare`.
+        data: as for `prepare`.
         progress: show a progress bar if standard error is a terminal.
         workers: processes that decode; default: one per core; 0: this process decodes.
-        decode_timeout: seconds that a file of up to 4 MiB may take to decode; larger ones in proportion.
 
     Raises:
         UserError: no such folder, or the cache would lie in it.
@@ -226,20 +218,20 @@ def inspect(
     root = Path(folder).absolute()
     found = find(root)
     sources, unreadable = states(root, found.paths)
-    shard_dir = _corpus_dir(root, sample_rate, cache_dir) / "shards"
-    measured = _shards(root, sources, sample_rate, shard_dir, progress, workers, decode_timeout, store=False)
-    return _assemble(root, sample_rate, shard_dir, measured.values(), found, unreadable)
+    shard_dir = _corpus_dir(root, data) / "shards"
+    measured = _shards(root, sources, data, shard_dir, progress, workers, store=False)
+    return _assemble(root, data, shard_dir, measured.values(), found, unreadable)
 
 
-def _corpus_dir(folder: Path, sample_rate: int, cache_dir: str | Path | None) -> Path:
+def _corpus_dir(folder: Path, data: DataConfig) -> Path:
     """The cache of one folder at one rate. Raises UserError if it would lie in the audio folder."""
-    if cache_dir is None:
+    if data.cache_dir is None:
         root = platformdirs.user_cache_path("samplernn") / "corpora"
     else:
-        root = Path(cache_dir).expanduser().absolute()
+        root = Path(data.cache_dir).expanduser().absolute()
     if root.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{root}: this cache lies inside the audio folder; set data.cache_dir to another")
-    settings = f"{folder.resolve()}\n{sample_rate}\n{shards.FORMAT_VERSION}"
+    settings = f"{folder.resolve()}\n{data.sample_rate}\n{shards.FORMAT_VERSION}"
     digest = hashlib.sha256(os.fsencode(settings)).hexdigest()[:16]
     return root / f"{folder.name[:40] or 'root'}-{digest}"  # a name of full length would become too long
 
@@ -247,20 +239,20 @@ def _corpus_dir(folder: Path, sample_rate: int, cache_dir: str | Path | None) ->
 def _shards(
     folder: Path,
     sources: Sequence[Source],
-    sample_rate: int,
+    data: DataConfig,
     shard_dir: Path,
     progress: bool,
     workers: int | None,
-    timeout: float,
     store: bool,
 ) -> dict[str, Shard]:
     """All shards by key, in the order of their files; those that are missing are built, or only measured."""
-    groups = {shards.shard_key(group, sample_rate): group for group in shards.group(sources)}
+    rate, timeout = data.sample_rate, data.decode_timeout
+    groups = {shards.shard_key(group, rate): group for group in shards.group(sources)}
     found = _load(shard_dir, list(groups), store, timeout)
     missing = [key for key, shard in found.items() if shard is None]
     total = sum(source.size for key in missing for source in groups[key])
     with _progress_bar(total, progress and bool(missing)) as advance:
-        tasks = [Task(folder, groups[key], sample_rate, shard_dir, key, store) for key in missing]
+        tasks = [Task(folder, groups[key], rate, shard_dir, key, store) for key in missing]
         built = make_shards(tasks, default_workers() if workers is None else workers, timeout, advance)
     if missing:
         shards.open_samples.cache_clear()  # this process may have read what was damaged
@@ -316,7 +308,7 @@ def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
 
 def _assemble(
     folder: Path,
-    sample_rate: int,
+    data: DataConfig,
     shard_dir: Path,
     built: Iterable[Shard],
     found: Found,
@@ -335,7 +327,9 @@ def _assemble(
     problems.sort(key=lambda problem: problem.path)
     files = tuple(first.values())
     gain = PEAK_AFTER_GAIN / max(file.peak for file in files) if files else 1.0
-    return Corpus(folder, sample_rate, gain, files, tuple(problems), shard_dir, found.num_files)
+    return Corpus(
+        folder, data.sample_rate, gain, files, tuple(problems), shard_dir, found.num_files, data.normalise
+    )
 
 
 def _require_audio(corpus: Corpus) -> None:

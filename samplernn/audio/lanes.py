@@ -21,6 +21,13 @@ import numpy as np
 from samplernn.audio.corpus import AudioFile, Corpus
 from samplernn.config import DataConfig, UserError
 
+Spans = Sequence[tuple[AudioFile, int, int]]
+"""Stretches of files: (file, start, stop) in samples."""
+SAMPLES_PER_STEP = 1 << 16
+"""Lanes times chunk of an evaluation, at most: bounds its memory."""
+_EVALUATION_CHUNK = 8192  # samples
+_CHECKED_SECONDS = 10
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -44,9 +51,7 @@ class Chunk(NamedTuple):
     """bool `[B]`: true where a segment begins."""
 
 
-def cut(
-    spans: Sequence[tuple[AudioFile, int, int]], segment_len: int, tbptt_len: int, batch_size: int
-) -> list[Segment]:
+def cut(spans: Spans, segment_len: int, tbptt_len: int, batch_size: int) -> list[Segment]:
     """Cuts spans into segments; the last one of a span may be shorter.
 
     Args:
@@ -163,7 +168,7 @@ class Lanes:
 
 def training_lanes(
     corpus: Corpus,
-    spans: Sequence[tuple[AudioFile, int, int]],
+    spans: Spans,
     data: DataConfig,
     seed: int,
     rank: int = 0,
@@ -185,6 +190,50 @@ def training_lanes(
     segment_len = round(data.segment_duration * data.sample_rate)
     segments = cut(spans, segment_len, data.tbptt_len, data.lanes)
     return Lanes(corpus, segments, data.lanes, data.tbptt_len, seed=seed, rank=rank, world_size=world_size)
+
+
+def evaluation_lanes(
+    corpus: Corpus, spans: Spans, lookback: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Lanes:
+    """Lanes that walk each span whole, in a fixed order.
+
+    Args:
+        corpus: holds the audio.
+        spans: what to walk.
+        lookback: of the model; chunks are a multiple of it.
+        batch_size: at most this many spans side by side (a multiple of world_size).
+        rank: this process.
+        world_size: processes.
+    """
+    segments = [Segment(file, start, stop) for file, start, stop in spans]
+    lanes = min(batch_size, -(-len(segments) // world_size) * world_size)
+    chunk = max(1, min(_EVALUATION_CHUNK, SAMPLES_PER_STEP // lanes) // lookback) * lookback
+    return Lanes(corpus, segments, lanes, chunk, seed=0, shuffle=False, rank=rank, world_size=world_size)
+
+
+def quick_check(spans: Spans, data: DataConfig) -> list[tuple[AudioFile, int, int]]:
+    """What is scored during training: about `data.validation_duration` from all over the spans.
+
+    Args:
+        spans: held-out audio.
+        data: gives duration and rate.
+
+    Returns:
+        The spans themselves if they are no longer than that; otherwise evenly chosen pieces of them
+        of at most ten seconds, each to be scored from a fresh state.
+    """
+    wanted = round(data.validation_duration * data.sample_rate)
+    total = sum(stop - start for _, start, stop in spans)
+    if total <= wanted:
+        return list(spans)
+    length = min(wanted, _CHECKED_SECONDS * data.sample_rate)
+    pieces = [
+        (file, begin, min(begin + length, stop))
+        for file, start, stop in spans
+        for begin in range(start, stop, length)
+    ]
+    count = max(1, len(pieces) * wanted // total)
+    return [pieces[index * len(pieces) // count] for index in range(count)]
 
 
 class _Lane:

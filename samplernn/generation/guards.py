@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplernn.model.baselines import PairCounts
-from samplernn.model.quantize import Quantizer
+from samplernn.model.codec import Codec
 
 Kind = Literal["silence", "noise", "loop"]
 KINDS: tuple[Kind, ...] = ("silence", "noise", "loop")
@@ -72,17 +72,16 @@ class Expected:
         return max(self.level + _SILENCE_DB, step)
 
 
-def expected_of(pair_counts: PairCounts, quantizer: Quantizer, gain: float) -> Expected:
+def expected_of(pair_counts: PairCounts, codec: Codec) -> Expected:
     """Level and brightness of the training audio, which follow exactly from its pairs of codes.
 
     Args:
         pair_counts: of the training split, ``[Q, Q]``; of silence or without any, the defaults hold.
-        quantizer: of the codes.
-        gain: the corpus gain.
+        codec: of the codes.
     """
-    codes = np.arange(quantizer.q_levels)
-    levels = _decode(quantizer) / gain
-    step = float(levels[quantizer.q_zero + 1] - levels[quantizer.q_zero])
+    codes = np.arange(codec.q_levels)
+    levels = codec.amplitudes
+    step = float(levels[codec.q_zero + 1] - levels[codec.q_zero])
     counts = pair_counts.astype(np.float64)
     total = counts.sum()
     mean = float(counts.sum(0) @ levels / total) if total else 0.0
@@ -91,12 +90,6 @@ def expected_of(pair_counts: PairCounts, quantizer: Quantizer, gain: float) -> E
         return Expected(step=step)
     differences = float(sum(counts[code] @ (levels - levels[code]) ** 2 for code in codes)) / total
     return Expected(10 * math.log10(energy), float(differences / energy), step)
-
-
-def _decode(quantizer: Quantizer) -> NDArray[np.float64]:
-    import torch
-
-    return quantizer.decode(torch.arange(quantizer.q_levels)).numpy()
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,10 @@ class Generator:
         self.sample_rate = checkpoint.config.data.sample_rate
         self.engine: Engine = open_engine(checkpoint.build(), engine, dtype)
         self._process = os.getpid()
-        self.to_audio: NDArray[np.int16] = checkpoint.quantizer.code_to_int16(checkpoint.gain).numpy()
-        """What each code sounds like, the gain undone, ``[Q]``."""
-        self.expected = expected_of(checkpoint.pair_counts, checkpoint.quantizer, checkpoint.gain)
+        self.codec = checkpoint.codec
+        """What turns prompts into codes, and codes into audio."""
+        self.expected = expected_of(checkpoint.pair_counts, self.codec)
         """What its training audio is like, for guards."""
-        self._to_code = checkpoint.quantizer.int16_to_code(checkpoint.gain).numpy()
         self._weights = ""
         self.lock = Lock()
         """Held while the engine is in use."""
@@ -126,7 +125,7 @@ class Generator:
         for number, piece in enumerate(in_pieces(prompt.blocks(), size - missing, size)):
             with self.lock:
                 self.engine.import_state(state)
-                codes = self.to_codes(np.pad(piece, (0 if number else missing, 0)))
+                codes = self.codec.encode(np.pad(piece, (0 if number else missing, 0)))
                 self.engine.prefill(torch.from_numpy(codes))
                 state = self.engine.export_state()
             heard += len(piece)
@@ -138,10 +137,6 @@ class Generator:
         with self.lock:
             self.engine.start(1)
             return self.engine.export_state()
-
-    def to_codes(self, samples: NDArray[np.int16]) -> NDArray[np.int64]:
-        """What the model takes audio for: codes int64 of the same shape, the gain applied."""
-        return self._to_code[samples.astype(np.int32) + 32768]
 
 
 @dataclass(frozen=True)
@@ -191,7 +186,7 @@ class Playback(Iterator[NDArray[np.int16]]):
             generator.engine,
             generator.lock,
             generator.sample_rate,
-            generator.to_audio,
+            generator.codec,
             self._hop,
             request.draws,
             self._earlier(origin) if origin else (),
@@ -214,7 +209,7 @@ class Playback(Iterator[NDArray[np.int16]]):
         codes = self._timeline.codes[:, self._given - begin : stop - begin]
         self._given_before, self._given = self._given, stop
         self._timeline.forget(self._given_before)
-        return self.generator.to_audio[codes]
+        return self.generator.codec.decode(codes)
 
     @property
     def num_samples(self) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from samplernn.generation.engines.base import Engine, EngineState
 from samplernn.generation.guards import Guard, Trap
 from samplernn.generation.sampling import Draws
+from samplernn.model.codec import Codec
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Timeline:
         engine: advances them; others may use it in between.
         lock: held while it is in use.
         sample_rate: Hz.
-        to_audio: int16 of each code, ``[Q]``, for the guards.
+        codec: what the guards hear the codes through.
         hop: samples between two moments, whole frames.
         draws: how codes are drawn.
         earlier: how up to some times, where it is otherwise (see `Snapshot.earlier`).
@@ -71,7 +72,7 @@ class Timeline:
         engine: Engine,
         lock: Lock,
         sample_rate: int,
-        to_audio: NDArray[np.int16],
+        codec: Codec,
         hop: int,
         draws: Draws,
         earlier: tuple[tuple[int, Draws], ...],
@@ -82,7 +83,7 @@ class Timeline:
         self.codes = np.zeros((len(start.marks), 0), np.int64)
         self.draws, self.earlier = draws, earlier
         self._engine, self._lock, self._hop = engine, lock, hop
-        self._sample_rate, self._to_audio = sample_rate, to_audio
+        self._sample_rate, self._codec = sample_rate, codec
         self._state = EngineState.joined([mark.engine for mark in start.marks])
 
     def advance(self, length: int) -> list[tuple[int, Trap]]:
@@ -131,7 +132,7 @@ class Timeline:
         if not mark.guard:
             return replace(mark, engine=engine), None
         guard = mark.guard.copy()
-        trap = guard.hear(self._to_audio[codes])
+        trap = guard.hear(self._codec.decode(codes))
         return replace(mark, engine=engine, guard=guard), trap
 
     def _draw(

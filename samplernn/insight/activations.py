@@ -190,7 +190,7 @@ def activations(
         raise UserError(f"top must be at least 1, got {top}")
     model, rate = checkpoint.build().float(), checkpoint.config.data.sample_rate
     samples, run_up = _read(Path(file), rate, start, duration, model.lookback)
-    codes = checkpoint.quantizer.int16_to_code(checkpoint.gain)[torch.from_numpy(samples).long() + 32768]
+    codes = torch.from_numpy(checkpoint.codec.encode(samples))
     heard = from_int16(samples).astype(np.float64) * checkpoint.gain
     tiers: list[TierActivations] = []
     above = model.lookback

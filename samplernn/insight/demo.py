@@ -84,7 +84,7 @@ def demo(out: str | Path = "demo-output", config: Config | None = None, steps: i
 
 def _draw(split: dict[str, list[list[object]]], config: Config, paths: list[Path], picture: Path) -> None:
     """Generated audio above held-out audio."""
-    corpus = prepare(clips(), config.data.sample_rate, config.data.cache_dir)
+    corpus = prepare(clips(), config.data)
     rate = config.data.sample_rate
     drawn = {f"generated: {path.name}": to_int16(load_audio(path, rate)) for path in paths}
     for file, start, stop in locate(corpus, Split.from_dict(split).test)[:2]:

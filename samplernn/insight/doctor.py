@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,7 @@ def examine(
         UserError: no such folder, or the cache would lie in it.
     """
     config = config or Config()
-    data = config.data
-    corpus = inspect(folder, data.sample_rate, data.cache_dir, progress, decode_timeout=data.decode_timeout)
-    corpus = replace(corpus, normalise=config.data.normalise)
+    corpus = inspect(folder, config.data, progress)
     problems = tuple(remarks(corpus, config.data.tbptt_len))
     obstacle, plan, cost = _obstacle(folder, corpus), None, None
     if not obstacle:

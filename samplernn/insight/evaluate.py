@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from samplernn.audio.corpus import Corpus, Split, locate, prepare
+from samplernn.audio.lanes import Spans
 from samplernn.config import UserError
 from samplernn.model.checkpoint import Checkpoint
-from samplernn.training.scoring import Score, Spans, score_spans
+from samplernn.training.scoring import Score, score_spans
 
 PARTS = ("test", "validation", "train", "all")
 
@@ -36,8 +38,8 @@ def evaluate(
     """
     if split not in PARTS:
         raise UserError(f"unknown split {split!r}; there are: {', '.join(PARTS)}")
-    data = checkpoint.config.data
-    corpus = prepare(folder, data.sample_rate, cache_dir, progress, decode_timeout=data.decode_timeout)
+    data = replace(checkpoint.config.data, cache_dir=cache_dir)
+    corpus = prepare(folder, data, checkpoint.gain, progress)
     return score_spans(checkpoint, corpus, _spans(checkpoint, corpus, split), split, progress)
 
 

@@ -17,11 +17,10 @@ import torch
 
 from samplernn.audio.corpus import Corpus, locate, split
 from samplernn.audio.health import leak
-from samplernn.audio.lanes import training_lanes
+from samplernn.audio.lanes import evaluation_lanes, quick_check, training_lanes
 from samplernn.config import Config, TrainerConfig
 from samplernn.training.auto_lanes import resolve
 from samplernn.training.memory import RandomStep, available_bytes, footprint
-from samplernn.training.scoring import evaluation_lanes, quick_check
 
 FIRST_RUN_STEPS = 3000
 """Steps after which a first listen is worth while, if the configuration plans no end."""

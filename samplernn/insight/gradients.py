@@ -23,6 +23,7 @@ from samplernn.config import UserError
 from samplernn.insight import words
 from samplernn.model.cells import RNN, Cell
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.model.codec import Codec
 from samplernn.model.network import SampleRNN, State
 
 if TYPE_CHECKING:
@@ -233,15 +234,13 @@ def gradients(
     length = round(duration * data.sample_rate) // model.lookback * model.lookback
     if num_places < 1:
         raise UserError(f"places must be at least 1, got {num_places}")
-    corpus = prepare(folder, data.sample_rate, cache_dir, progress, decode_timeout=data.decode_timeout)
-    corpus = replace(corpus, gain=checkpoint.gain, normalise=data.normalise)
+    corpus = prepare(folder, replace(data, cache_dir=cache_dir), checkpoint.gain, progress)
     places = _places(checkpoint, corpus, length, num_places)
-    to_code = checkpoint.quantizer.int16_to_code(checkpoint.gain)
     norms: list[list[Tensor]] = []
     jacobians: list[list[Tensor]] = []
     for first in range(0, len(places), per_pass := _places_per_pass(model, length)):
         heard = [
-            _hear(model, corpus, to_code, file, start, length)
+            _hear(model, corpus, checkpoint.codec, file, start, length)
             for file, start in places[first : first + per_pass]
         ]
         codes = torch.stack([one for one, _ in heard])
@@ -452,12 +451,12 @@ def _long(spans: list[tuple[AudioFile, int, int]], length: int) -> list[tuple[Au
 
 
 def _hear(
-    model: SampleRNN, corpus: Corpus, to_code: Tensor, file: AudioFile, start: int, length: int
+    model: SampleRNN, corpus: Corpus, codec: Codec, file: AudioFile, start: int, length: int
 ) -> tuple[Tensor, State]:
     """The codes of a stretch ``[T]``, and the state of one stream that heard what came before."""
     run_up = min(start, round(RUN_UP_SECONDS * corpus.sample_rate)) // model.lookback * model.lookback
-    audio = torch.from_numpy(corpus.read(file, start - run_up, start + length).astype(np.int64))
-    codes, state = to_code[audio + 32768], model.initial_state(1)
+    codes = torch.from_numpy(codec.encode(corpus.read(file, start - run_up, start + length)))
+    state = model.initial_state(1)
     if run_up:
         with torch.no_grad():
             _, state = model.listen(codes[None, :run_up], state)

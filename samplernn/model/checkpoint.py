@@ -9,6 +9,7 @@ Three forms hold the same `Checkpoint`:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from torch import Tensor
 from samplernn import __version__
 from samplernn.config import Config, ModelConfig, UserError, brief, to_dict
 from samplernn.model.baselines import PairCounts
+from samplernn.model.codec import Codec
 from samplernn.model.entry import (
     FORMAT,
     Entry,
@@ -35,8 +37,8 @@ from samplernn.model.entry import (
     require_values,
     shapes_of,
 )
+from samplernn.model.heads import head_of
 from samplernn.model.network import SampleRNN
-from samplernn.model.quantize import Quantizer
 from samplernn.reading import read_yaml
 
 ENTRY = "samplernn"
@@ -64,10 +66,10 @@ class Checkpoint:
     source: Path | None = None
     """The file that it was read from."""
 
-    @property
-    def quantizer(self) -> Quantizer:
-        """The quantizer of the model's codes."""
-        return Quantizer(self.config.model.q_levels, self.config.model.quantization)
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """What turns audio into the model's codes and back."""
+        return Codec.of(self.config.model, self.gain)
 
     def build(self) -> SampleRNN:
         """The network with its weights, in eval mode.
@@ -195,7 +197,7 @@ def _checkpoint(entry: Entry, weights: dict[str, Tensor], counts: Any, source: P
         config=entry.config,
         weights=weights,
         gain=entry.gain,
-        pair_counts=read_counts(counts, entry.config.model.q_levels, source),
+        pair_counts=read_counts(counts, head_of(entry.config.model).num_baseline_codes, source),
         split=entry.split,
         results=entry.results,
         source=source,

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from samplernn.config import ModelConfig
 from samplernn.model.cells import RNN
+from samplernn.model.heads import Head, head_of
 
 
 class State(NamedTuple):
@@ -63,13 +64,14 @@ class SampleRNN(nn.Module):
         self.config = config
         self.q_zero = config.q_levels // 2
         self.lookback = config.lookback
+        self.head: Head = head_of(config)
         # A tier's `ratio` is how many steps of the next tier happen in one of its own.
         clocks = (*config.frame_sizes, 1)
         self.frame_level_tiers = nn.ModuleList(
             FrameLevelTier(config, frame_size, ratio=frame_size // next_size)
             for frame_size, next_size in itertools.pairwise(clocks)
         )
-        self.sample_level_mlp = SampleLevelMLP(config, first_layer)
+        self.sample_level_mlp = SampleLevelMLP(config, first_layer, self.head.num_outputs)
 
     def initial_state(self, batch_size: int) -> State:
         """State at the start of a segment: silence behind, h0 (learned or zero) in every RNN layer."""
@@ -227,7 +229,9 @@ class SampleLevelMLP(nn.Module):
     (`embedding_dim` 0) the layer reads its samples one-hot, and its weights are the table itself.
     """
 
-    def __init__(self, config: ModelConfig, first_layer: Literal["table", "convolution"]) -> None:
+    def __init__(
+        self, config: ModelConfig, first_layer: Literal["table", "convolution"], num_outputs: int
+    ) -> None:
         super().__init__()
         self.frame_size = config.frame_sizes[-1]
         self.first_layer = first_layer
@@ -245,7 +249,7 @@ class SampleLevelMLP(nn.Module):
         if config.linear_mlp_layer:  # that there is no ReLU before it makes the layer before it linear
             self.linear = Linear(config.dim, config.dim, config.weight_norm)
         self.hidden = Linear(config.dim, config.dim, config.weight_norm)
-        self.output = Linear(config.dim, config.q_levels, config.weight_norm, init="lecun")
+        self.output = Linear(config.dim, num_outputs, config.weight_norm, init="lecun")
 
     def forward(self, codes: Tensor, conditioning: Tensor) -> Tensor:
         """

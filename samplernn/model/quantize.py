@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-INT16_SCALE = 32768.0
 _A = 87.6
 
 
@@ -48,19 +47,6 @@ class Quantizer:
     def decode(self, codes: Tensor) -> Tensor:
         """Codes to amplitudes from -1 to below 1, float64 of the same shape."""
         return self._expand((codes.double() - self.q_zero) / (self.q_levels / 2))
-
-    def int16_to_code(self, gain: float) -> Tensor:
-        """Lookup table from int16 audio to codes, int64 ``[65536]``, indexed by ``sample + 32768``.
-
-        Args:
-            gain: the corpus gain, applied before quantization.
-        """
-        return self.encode(torch.arange(-32768, 32768, dtype=torch.float64) * (gain / INT16_SCALE))
-
-    def code_to_int16(self, gain: float) -> Tensor:
-        """Lookup table from codes to int16 audio with the gain undone, int16 ``[q_levels]``."""
-        amplitude = self.decode(torch.arange(self.q_levels)) * (INT16_SCALE / gain)
-        return amplitude.round().clamp(-32768, 32767).to(torch.int16)
 
     def _compress(self, x: Tensor) -> Tensor:
         if self.quantization == "linear":

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplernn.audio.corpus import AudioFile, Corpus, Split, locate
-from samplernn.audio.lanes import Lanes, training_lanes
+from samplernn.audio.lanes import Lanes, evaluation_lanes, quick_check, training_lanes
 from samplernn.config import Config
-from samplernn.training.scoring import Batch, evaluation_lanes, quick_check, to_batch
+from samplernn.model.codec import Codec
+from samplernn.training.loss import Batch
 
 _RECORDING_SECONDS = 10.0
 _SEARCHED_SECONDS = 60.0
@@ -42,10 +43,11 @@ class LaneLoader:
 
     Args:
         lanes: what this process reads.
+        codec: of the model.
     """
 
-    def __init__(self, lanes: Lanes) -> None:
-        self.lanes = lanes
+    def __init__(self, lanes: Lanes, codec: Codec) -> None:
+        self.lanes, self.codec = lanes, codec
         self.epoch = 0
         self.position = 0
 
@@ -57,7 +59,7 @@ class LaneLoader:
             self.epoch, self.position = self.epoch + 1, 0
         for chunk in self.lanes.chunks(self.epoch, self.position):
             self.position += 1
-            yield to_batch(chunk)
+            yield Batch.of(chunk, self.codec)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, and chunks handed out in it."""
@@ -78,14 +80,14 @@ def lane_loader(trainer: pl.Trainer) -> LaneLoader:
 class EvaluationLoader:
     """The chunks of evaluation lanes, from the start at every iteration."""
 
-    def __init__(self, lanes: Lanes) -> None:
-        self.lanes = lanes
+    def __init__(self, lanes: Lanes, codec: Codec) -> None:
+        self.lanes, self.codec = lanes, codec
 
     def __len__(self) -> int:
         return len(self.lanes)
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(to_batch, self.lanes.chunks(epoch=0))
+        return (Batch.of(chunk, self.codec) for chunk in self.lanes.chunks(epoch=0))
 
 
 class CorpusModule(pl.LightningDataModule):
@@ -95,6 +97,7 @@ class CorpusModule(pl.LightningDataModule):
         config: of the run.
         corpus: decoded audio.
         split: what is train, validation and test.
+
     Raises:
         UserError: the lanes do not divide evenly among the devices.
     """
@@ -102,6 +105,7 @@ class CorpusModule(pl.LightningDataModule):
     def __init__(self, config: Config, corpus: Corpus, split: Split) -> None:
         super().__init__()
         self.config, self.corpus, self.split = config, corpus, split
+        self.codec = Codec.of(config.model, corpus.gain)
 
     def _ranks(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -113,15 +117,15 @@ class CorpusModule(pl.LightningDataModule):
         lanes = training_lanes(
             self.corpus, spans, self.config.data, self.config.seed_everything, **self._ranks()
         )
-        return LaneLoader(lanes)
+        return LaneLoader(lanes, self.codec)
 
     def val_dataloader(self) -> EvaluationLoader:
         """Whole files, as many as `data.validation_duration` holds."""
         data = self.config.data
         spans = quick_check(locate(self.corpus, self.split.validation), data)
-        return EvaluationLoader(
-            evaluation_lanes(self.corpus, spans, self.config.model.lookback, data.lanes, **self._ranks())
-        )
+        lookback = self.config.model.lookback
+        lanes = evaluation_lanes(self.corpus, spans, lookback, data.lanes, **self._ranks())
+        return EvaluationLoader(lanes, self.codec)
 
     def recording(self) -> NDArray[np.int16]:
         """The beginning of the longest held-out stretch, at least as long as a generated sample.

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from samplernn.audio.lanes import SAMPLES_PER_STEP
 from samplernn.config import Config
 from samplernn.model.network import SampleRNN
+from samplernn.training.loss import Batch, chunk_nll
 from samplernn.training.precision import precision
-from samplernn.training.scoring import SAMPLES_PER_STEP, Batch, score_chunk
 
 # Fitted to the peak resident memory of seven runs (3 and 11 M parameters, 16 to 256 lanes, 32-true and
 # bf16-mixed): within 12 %.
@@ -78,7 +79,7 @@ class RandomStep:
         codes = torch.randint(self.config.model.q_levels, (lanes, length), device=self.device)  # [B, T]
         batch = Batch(codes, torch.ones_like(codes, dtype=torch.bool), torch.zeros_like(codes[:, 0]) > 0)
         with self._autocast:
-            nats, _ = score_chunk(self.model, codes, batch, self.model.initial_state(lanes))
+            nats, _ = chunk_nll(self.model, batch, self.model.initial_state(lanes))
         return nats / codes.numel()
 
 

@@ -28,8 +28,8 @@ from samplernn.model.network import SampleRNN, State
 from samplernn.training.agreement import Agreed, Agreement
 from samplernn.training.data import lane_loader
 from samplernn.training.gradients import Gradients, fused_optimizer_works, keep_fused
+from samplernn.training.loss import Batch, BitCount, chunk_nll
 from samplernn.training.precision import precision
-from samplernn.training.scoring import Batch, BitCount, score_chunk
 
 STATE = "lane_state"
 """Key of what only training needs, inside a checkpoint."""
@@ -82,8 +82,6 @@ class TrainingModule(pl.LightningModule):
         self._validation_bits = BitCount()
         self._loader_state: dict[str, int] | None = None
         self._unread: list[tuple[Tensor, Tensor]] = []
-        self.int16_to_code: Tensor
-        self.register_buffer("int16_to_code", facts.quantizer.int16_to_code(facts.gain), persistent=False)
 
     def on_train_start(self) -> None:
         """Restored lanes follow the model to its device and go on where they stood; the clock starts."""
@@ -100,7 +98,7 @@ class TrainingModule(pl.LightningModule):
         """Loss in nats per real sample of all processes, for one chunk ``[B, T]``."""
         state = self.lane_state or self.model.initial_state(len(batch.reset))
         batch = batch._replace(reset=batch.reset | _spoilt_rows(state))
-        nats, state = score_chunk(self.model, self.encode(batch), batch, state)
+        nats, state = chunk_nll(self.model, batch, state)
         self.lane_state = state.detach()
         real = batch.mask.sum()
         everywhere = self._agree(real)
@@ -143,7 +141,7 @@ class TrainingModule(pl.LightningModule):
         if state is None or batch_idx == 0:
             state = self.evaluated.initial_state(len(batch.reset))
         with torch.autocast(self.device.type, enabled=False):
-            nats, self._validation_state = score_chunk(self.evaluated, self.encode(batch), batch, state)
+            nats, self._validation_state = chunk_nll(self.evaluated, batch, state)
         self._validation_bits.add(nats.item(), int(batch.mask.sum()))
 
     def on_validation_epoch_end(self) -> None:
@@ -182,10 +180,6 @@ class TrainingModule(pl.LightningModule):
                 count.add(nats.item(), int(real))
         self._unread.clear()
         return self._everywhere(count)
-
-    def encode(self, batch: Batch) -> Tensor:
-        """Codes of a chunk, int64 ``[B, T]``."""
-        return self.int16_to_code[batch.audio.long() + 32768]
 
     @property
     def evaluated(self) -> SampleRNN:

@@ -23,13 +23,13 @@ from samplernn.audio.io import AudioError, from_int16, to_int16
 from samplernn.audio.lanes import training_lanes
 from samplernn.audio.scan import find
 from samplernn.audio.sinks import FileSink
-from samplernn.config import Config, UserError, one_line
+from samplernn.config import Config, DataConfig, UserError, one_line
 from samplernn.model.baselines import BaselineBits, baseline_bits
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.training.callbacks import Stopping
-from samplernn.training.data import LaneLoader
+from samplernn.training.data import EvaluationLoader, LaneLoader
 from samplernn.training.module import TrainingModule
-from samplernn.training.scoring import pair_counts, score, to_batch
+from samplernn.training.scoring import pair_counts, score
 from samplernn.training.trainer import make_trainer
 from samplernn.training.trainer import quiet as hush_lightning
 
@@ -211,7 +211,8 @@ def _as_corpus(clip: Clip, sample_rate: int, place: Path) -> Corpus:
     audio.mkdir()
     with FileSink(audio / "clip.wav", sample_rate, len(clip.audio)) as sink:
         sink.write(clip.audio)
-    return prepare(audio, sample_rate, place / "cache", progress=False)
+    data = DataConfig(sample_rate=sample_rate, cache_dir=str(place / "cache"))
+    return prepare(audio, data, progress=False)
 
 
 def _train(config: Config, clip: Clip, corpus: Corpus, quiet: bool) -> OverfitCheck:
@@ -221,13 +222,13 @@ def _train(config: Config, clip: Clip, corpus: Corpus, quiet: bool) -> OverfitCh
     spans = [(corpus.files[0], 0, corpus.num_samples // step_samples * step_samples)]
     lanes = training_lanes(corpus, spans, config.data, config.seed_everything)
     facts = Checkpoint(config, {}, corpus.gain, pair_counts=np.zeros((0, 0), np.int64), split={})
-    codes = facts.quantizer.int16_to_code(corpus.gain)
-    counts = pair_counts(corpus, spans, codes.numpy(), config.model.q_levels)
-    baselines = baseline_bits(counts, counts)
     module = TrainingModule(facts, planned_steps_per_epoch=len(lanes))
+    counts = pair_counts(corpus, spans, facts.codec, module.model.head)
+    baselines = baseline_bits(counts, counts)
+    loader = LaneLoader(lanes, facts.codec)
 
     def bits() -> float:
-        return score(module.model, map(to_batch, lanes.chunks(epoch=0)), codes).bits_per_sample
+        return score(module.model, EvaluationLoader(lanes, facts.codec)).bits_per_sample
 
     bits_before = bits()
     if not quiet:
@@ -238,7 +239,7 @@ def _train(config: Config, clip: Clip, corpus: Corpus, quiet: bool) -> OverfitCh
         )
     callbacks = [Stopping(save=lambda trainer: None), _Watch(_ENOUGH * baselines.previous_sample, quiet)]
     trainer = make_trainer(config, callbacks)
-    trainer.fit(module, train_dataloaders=LaneLoader(lanes))
+    trainer.fit(module, train_dataloaders=loader)
     seconds = module.clock.seconds
     return OverfitCheck(clip.path, config, bits_before, bits(), baselines, trainer.global_step, seconds)
 

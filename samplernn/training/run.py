@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.loggers.logger import Logger
-from numpy.typing import NDArray
 
 from samplernn import __version__
 from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
 from samplernn.audio.health import kept_together, leak, remarks
+from samplernn.audio.lanes import Spans, quick_check
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
 from samplernn.model.checkpoint import Checkpoint, load, read_archive
+from samplernn.model.codec import Codec
+from samplernn.model.heads import head_of
 from samplernn.model.network import SampleRNN
-from samplernn.model.quantize import Quantizer
 from samplernn.training.auto_lanes import resolve
 from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Stopping
 from samplernn.training.dashboards import dashboards
@@ -48,7 +48,7 @@ from samplernn.training.progress import ProgressDisplay
 from samplernn.training.rescue import Rescue
 from samplernn.training.samples import Samples
 from samplernn.training.saved import require_resumable
-from samplernn.training.scoring import Score, Spans, pair_counts, quick_check, score_spans
+from samplernn.training.scoring import Score, pair_counts, score_spans
 from samplernn.training.trainer import make_trainer
 from samplernn.training.trainer import quiet as hush_lightning
 
@@ -98,14 +98,7 @@ def start(
                 f"{run.path}: this run exists. Continue it with --resume (in Python: samplernn.resume), "
                 "or choose another --name"
             )
-        corpus = prepare(
-            folder,
-            chosen.data.sample_rate,
-            chosen.data.cache_dir,
-            not quiet,
-            decode_timeout=chosen.data.decode_timeout,
-        )
-        corpus = replace(corpus, normalise=chosen.data.normalise)
+        corpus = prepare(folder, chosen.data, progress=not quiet)
         parts = split(corpus, chosen.data.split_seed, chosen.data.keep_takes_together)
         device = trainer.strategy.root_device
         config, lanes = resolve(chosen, corpus, parts, device, trainer.num_devices, trainer.num_nodes)
@@ -123,7 +116,7 @@ def start(
             run.write_config(config)  # last: with it the run exists
         except OSError as error:
             raise UserError(f"{run.path}: cannot write the run there: {error.strerror}") from error
-        counts = _count_pairs(config, corpus, parts)
+        counts = _count_pairs(config, corpus, locate(corpus, parts.train))
         run.write_pair_counts(counts)
         return Prepared(run, config, corpus, parts, counts, quiet)
 
@@ -211,17 +204,11 @@ def _resume(
         if begun.state == "finished" and config == old:
             return None
         audio = str(Path(folder).resolve()) if folder else begun.folder
-        corpus = prepare(
-            audio,
-            config.data.sample_rate,
-            config.data.cache_dir,
-            not quiet,
-            decode_timeout=config.data.decode_timeout,
-        )
+        corpus = prepare(audio, config.data, begun.gain, progress=not quiet)
         run.write_config(config)
         run.write_facts(state="running", folder=audio)
-        corpus, parts = replace(corpus, gain=begun.gain, normalise=config.data.normalise), begun.split
-        return Prepared(run, config, corpus, parts, _known_pairs(run, config, corpus, parts), quiet)
+        counts = _known_pairs(run, config, corpus, begun.split)
+        return Prepared(run, config, corpus, begun.split, counts, quiet)
 
     return _lead(run, config, prepare_run)
 
@@ -265,8 +252,7 @@ class Prepared:
     @property
     def baselines(self) -> BaselineBits:
         """What the run must beat on that."""
-        codes = _int16_to_code(self.config, self.corpus)
-        evaluated = pair_counts(self.corpus, self.held_out, codes, self.config.model.q_levels)
+        evaluated = _count_pairs(self.config, self.corpus, self.held_out)
         return baseline_bits(self.pair_counts, evaluated)
 
 
@@ -345,12 +331,7 @@ def work(prepared: Prepared) -> None:
     run, config, corpus = prepared.run, prepared.config, prepared.corpus
     pl.seed_everything(config.seed_everything, verbose=False)
     if not corpus.shard_dir.exists():  # another machine, with a cache of its own
-        prepare(
-            corpus.folder,
-            config.data.sample_rate,
-            config.data.cache_dir,
-            decode_timeout=config.data.decode_timeout,
-        )
+        prepare(corpus.folder, config.data)
     data = CorpusModule(config, corpus, prepared.parts)
     facts = Checkpoint(
         config, {}, corpus.gain, pair_counts=prepared.pair_counts, split=prepared.parts.to_dict()
@@ -535,26 +516,19 @@ def _describe_parts(prepared: Prepared) -> Iterator[str]:
 def _known_pairs(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> PairCounts:
     """Code pairs of the training audio as they were when the run began, else counted."""
     try:
-        counts = run.pair_counts(config.model.q_levels)
+        counts = run.pair_counts(head_of(config.model).num_baseline_codes)
     except UserError as error:
         say(f"{error}; the baselines are counted again")
         counts = None
     if counts is None:  # or it was stopped before they were written
-        counts = _count_pairs(config, corpus, parts)
+        counts = _count_pairs(config, corpus, locate(corpus, parts.train))
         run.write_pair_counts(counts)
     return counts
 
 
-def _count_pairs(config: Config, corpus: Corpus, parts: Split) -> PairCounts:
-    """Code pairs of the training audio."""
-    codes = _int16_to_code(config, corpus)
-    return pair_counts(corpus, locate(corpus, parts.train), codes, config.model.q_levels)
-
-
-def _int16_to_code(config: Config, corpus: Corpus) -> NDArray[np.int64]:
-    """The table from stored samples to codes ``[65536]``."""
-    quantizer = Quantizer(config.model.q_levels, config.model.quantization)
-    return quantizer.int16_to_code(corpus.gain).numpy()
+def _count_pairs(config: Config, corpus: Corpus, spans: Spans) -> PairCounts:
+    """Code pairs of some audio, as the model of the run sees it."""
+    return pair_counts(corpus, spans, Codec.of(config.model, corpus.gain), head_of(config.model))
 
 
 def say(message: str) -> None:

@@ -272,7 +272,7 @@ class Samples(pl.Callback):
 
     def _codes(self, generator: Generator, audio: NDArray[np.int16]) -> Figure:
         found = {
-            title: np.bincount(generator.to_codes(samples), minlength=len(self.facts.pair_counts))
+            title: np.bincount(generator.codec.encode(samples), minlength=len(self.facts.pair_counts))
             for title, samples in self._by_temperature(audio).items()
         }
         return plots.code_histograms(self.facts.pair_counts.sum(axis=0), found)

@@ -13,6 +13,7 @@ from samplernn.audio.corpus import Corpus
 from samplernn.audio.lanes import training_lanes
 from samplernn.config import Config
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.model.codec import Codec
 from samplernn.model.network import SampleRNN
 from samplernn.training.data import LaneLoader
 from samplernn.training.module import TrainingModule
@@ -83,8 +84,7 @@ def train_briefly(config: Config, corpus: Corpus, seconds: float) -> Trial:
     quiet()
     pl.seed_everything(config.seed_everything, verbose=False)
     loader = whole_loader(config, corpus)
-    no_pairs = np.zeros((config.model.q_levels, config.model.q_levels), np.int64)
-    facts = Checkpoint(config, {}, corpus.gain, pair_counts=no_pairs, split={})
+    facts = Checkpoint(config, {}, corpus.gain, pair_counts=np.zeros((0, 0), np.int64), split={})
     module = TrainingModule(facts, planned_steps_per_epoch=len(loader))
     timing = _Timing(seconds)
     trainer = make_trainer(config, [timing])
@@ -95,7 +95,8 @@ def train_briefly(config: Config, corpus: Corpus, seconds: float) -> Trial:
 def whole_loader(config: Config, corpus: Corpus) -> LaneLoader:
     """The loader of a run that trains on everything."""
     spans = [(file, 0, file.num_samples) for file in corpus.files]
-    return LaneLoader(training_lanes(corpus, spans, config.data, config.seed_everything))
+    lanes = training_lanes(corpus, spans, config.data, config.seed_everything)
+    return LaneLoader(lanes, Codec.of(config.model, corpus.gain))
 
 
 def device_of(config: Config) -> torch.device:

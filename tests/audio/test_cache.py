@@ -21,7 +21,7 @@ import soundfile as sf
 import samplernn
 from samplernn.audio import files, shards
 from samplernn.audio.corpus import Corpus, prepare
-from samplernn.config import UserError
+from samplernn.config import DataConfig, UserError
 
 ROOT = Path(next(iter(samplernn.__path__))).parent
 RATE = 16000
@@ -121,37 +121,37 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 def test_damage_is_found_repaired_and_said(
     folder: Path, cache: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     before, good = contents(first), digests(cache)
     suffix, damage = DAMAGE[kind]
     damage((first.shard_dir / first.files[2].shard).with_suffix(suffix))
     capsys.readouterr()
-    second = prepare(folder, RATE, cache)
+    second = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert second == first
     assert contents(second) == before
     assert digests(cache) == good
     said = capsys.readouterr().err
     assert said.endswith("1 of 4 parts of the cache are damaged and built again\n")
     assert said.count("\n") == 1
-    prepare(folder, RATE, cache)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert capsys.readouterr().err == ""
 
 
 def test_the_json_of_another_shard_is_not_believed(folder: Path, cache: Path) -> None:
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     one, other = (first.shard_dir / first.files[i].shard for i in (1, 2))
     shutil.copy(one.with_suffix(".json"), other.with_suffix(".json"))
-    assert prepare(folder, RATE, cache) == first
+    assert prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache)) == first
 
 
 @pytest.mark.parametrize("where", [".i16", ".json"])
 def test_a_full_folder_in_the_place_of_a_file_is_named(folder: Path, cache: Path, where: str) -> None:
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     path = (first.shard_dir / first.files[0].shard).with_suffix(where)
     path.unlink()
     (path / "mine").mkdir(parents=True)
     with pytest.raises(UserError, match=f"{path.name}: the cache cannot be written.*remove that"):
-        prepare(folder, RATE, cache)
+        prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert (path / "mine").exists()
     assert not list(cache.rglob("*.tmp"))
 
@@ -167,15 +167,15 @@ def test_samples_are_only_read_again_when_their_file_is_another(
         return original(samples, files)
 
     monkeypatch.setattr(shards, "_is_intact", is_intact)
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     contents(corpus)  # marks the shards as in use
-    prepare(folder, RATE, cache)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert checked == []
     for path in corpus.shard_dir.glob("*.i16"):  # as a copy without times would
         os.utime(path, (1, 1))
-    assert prepare(folder, RATE, cache) == corpus
+    assert prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache)) == corpus
     assert len(checked) == 4
-    prepare(folder, RATE, cache)  # noted as right
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))  # noted as right
     assert len(checked) == 4
 
 
@@ -183,7 +183,7 @@ def test_samples_are_read_where_files_cannot_be_mapped(
     folder: Path, cache: Path, no_mmap: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Piece by piece, so that a corpus need not fit into memory."""
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     shards.open_samples.cache_clear()
     assert contents(corpus) == [noise(RATE // 2, index).tolist() for index in range(4)]
     part = corpus.read(1, 100, 107)
@@ -203,7 +203,7 @@ def test_samples_are_read_where_files_cannot_be_mapped(
 def test_a_shard_in_use_is_kept_and_one_that_is_not_goes_as_a_whole(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     day_ago = time.time() - shards.STALE_SECONDS - 1
     for path in first.shard_dir.iterdir():
         os.utime(path, (day_ago, day_ago))
@@ -211,7 +211,7 @@ def test_a_shard_in_use_is_kept_and_one_that_is_not_goes_as_a_whole(
     first.read(0, 0, 10)
     for name in ("0.wav", "1.wav"):
         (folder / name).unlink()
-    prepare(folder, RATE, cache)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     kept = {path.stem for path in first.shard_dir.iterdir()}
     assert kept == {Path(first.files[index].shard).stem for index in (0, 2, 3)}
     assert first.read(0, 0, 10).tolist() == noise(RATE // 2, 0)[:10].tolist()
@@ -221,7 +221,7 @@ IMPORTS = """
 import os, pathlib, resource, signal, sys, time
 from samplernn.audio import shards
 from samplernn.audio.corpus import prepare
-from samplernn.config import UserError
+from samplernn.config import DataConfig, UserError
 """
 NOBODY = """
 if os.geteuid() == 0:  # to whom nothing is forbidden
@@ -232,7 +232,7 @@ if os.geteuid() == 0:  # to whom nothing is forbidden
 CHILD = """
 shards.SHARD_FILES = 1
 try:
-    corpus = prepare(sys.argv[1], 16000, sys.argv[2])
+    corpus = prepare(sys.argv[1], DataConfig(sample_rate=16000, cache_dir=sys.argv[2]))
     print(len(corpus.files), sum(int(abs(corpus.read(i, 0, 100)).max()) > 0 for i in range(len(corpus.files))))
 except UserError as error:
     print("error:", error)
@@ -325,5 +325,5 @@ def test_four_processes_and_one_that_is_killed_build_one_cache(folder: Path, cac
     day_ago = time.time() - shards.STALE_SECONDS - 1
     for path in cache.rglob("*.tmp"):
         os.utime(path, (day_ago, day_ago))
-    prepare(folder, RATE, cache)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert not list(cache.rglob("*.tmp"))

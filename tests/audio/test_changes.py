@@ -19,6 +19,7 @@ from samplernn.audio import corpus as corpus_module
 from samplernn.audio import files, shards
 from samplernn.audio.corpus import locate, lost, prepare, split
 from samplernn.audio.io import AudioError, Decoder, load
+from samplernn.config import DataConfig
 
 ROOT = Path(next(iter(samplernn.__path__))).parent
 RATE = 16000
@@ -90,7 +91,7 @@ def test_a_file_that_changes_while_it_is_decoded_is_left_out_and_not_remembered(
     content = (folder / "3.wav").read_bytes()
     with monkeypatch.context() as patch:
         while_decoding(patch, "3.wav", change)
-        first = prepare(folder, RATE, cache)
+        first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     (problem,) = first.problems
     assert problem.path == "3.wav"
     assert "while it was read" in problem.problem
@@ -101,7 +102,7 @@ def test_a_file_that_changes_while_it_is_decoded_is_left_out_and_not_remembered(
     (folder / "3.wav").unlink(missing_ok=True)
     (folder / "3.wav").write_bytes(content)
     os.utime(folder / "3.wav", ns=(before.st_atime_ns, before.st_mtime_ns))
-    second = prepare(folder, RATE, cache)
+    second = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert second.problems == ()
     assert np.array_equal(second.read(3, 0, RATE), noise(RATE, 3))
     # A process that had begun with the other one goes on with it, also after its mapping was dropped.
@@ -111,7 +112,7 @@ def test_a_file_that_changes_while_it_is_decoded_is_left_out_and_not_remembered(
     old = time.time() - shards.STALE_SECONDS - 1
     for path in first.shard_dir.iterdir():
         os.utime(path, (old, old))
-    prepare(folder, RATE, cache)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert len(list(first.shard_dir.iterdir())) == 2
 
 
@@ -132,10 +133,10 @@ def test_a_file_that_a_program_is_still_writing_is_used_once_it_is_finished(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "20000\n"
-        during = prepare(folder, RATE, cache)
+        during = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
         stop.touch()
         length = int(process.stdout.read().split()[-1])
-    after = prepare(folder, RATE, cache)
+    after = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert len(during.files) >= 10
     assert length not in {file.num_samples for file in during.files}
     assert {file.path: file.num_samples for file in after.files}["take.wav"] == length
@@ -153,12 +154,12 @@ def test_files_that_vanish_between_search_and_decoding_are_named(
 
     with monkeypatch.context() as patch:
         patch.setattr(corpus_module, "_shards", build)
-        first = prepare(folder, RATE, cache)
+        first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     (problem,) = first.problems
     assert problem.path == "2.wav"
     assert "No such file" in problem.problem
     assert "check that it is still there" in problem.remedy
-    assert prepare(folder, RATE, cache).problems == ()
+    assert prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache)).problems == ()
 
 
 def test_a_folder_that_changes_all_the_time_never_breaks_a_search(tmp_path: Path, cache: Path) -> None:
@@ -183,7 +184,7 @@ def test_a_folder_that_changes_all_the_time_never_breaks_a_search(tmp_path: Path
     thread.start()
     try:
         for _ in range(15):
-            corpus = prepare(audio, RATE, cache)
+            corpus = prepare(audio, DataConfig(sample_rate=RATE, cache_dir=cache))
             assert "stays.wav" in {file.path for file in corpus.files}
             for file in corpus.files:
                 assert file.num_samples in {RATE, *range(0, 1000, 50)}
@@ -192,7 +193,7 @@ def test_a_folder_that_changes_all_the_time_never_breaks_a_search(tmp_path: Path
         thread.join()
     for path in [path for path in audio.iterdir() if path.name != "stays.wav"]:
         path.unlink()
-    last = prepare(audio, RATE, cache)
+    last = prepare(audio, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert last.problems == ()
     assert np.array_equal(last.read(0, 0, RATE), noise(RATE, 0))
 
@@ -200,7 +201,7 @@ def test_a_folder_that_changes_all_the_time_never_breaks_a_search(tmp_path: Path
 def test_a_file_that_changed_between_runs_is_named_and_the_rest_found_by_content(
     folder: Path, cache: Path
 ) -> None:
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     parts = split(first, 0)
     changed, gone, broken, moved = [span.path for span in parts.train[:4]]
     rewrite(folder / changed)
@@ -208,7 +209,7 @@ def test_a_file_that_changed_between_runs_is_named_and_the_rest_found_by_content
     (folder / broken).write_bytes(b"no audio")
     (folder / "sub").mkdir()
     (folder / moved).rename(folder / "sub" / "other name.wav")
-    second = prepare(folder, RATE, cache)
+    second = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     found = locate(second, parts.train)
     assert len(found) == len(parts.train) - 3
     assert "sub/other name.wav" in {file.path for file, _, _ in found}
@@ -227,7 +228,7 @@ def test_a_file_that_changed_between_runs_is_named_and_the_rest_found_by_content
 def test_a_disk_error_is_named_and_not_remembered(folder: Path, cache: Path) -> None:
     """/proc/self/mem is a regular file whose first byte cannot be read: EIO."""
     (folder / "bad.wav").symlink_to("/proc/self/mem")
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     (problem,) = first.problems
     assert problem.path == "bad.wav"
     assert problem.problem == "cannot be opened (Input/output error)"
@@ -278,11 +279,11 @@ def test_too_many_open_files_are_not_the_files_fault(folder: Path) -> None:
 FEW = """
 import os, resource, sys
 from samplernn.audio.corpus import prepare
-from samplernn.config import UserError
+from samplernn.config import UserError, DataConfig
 open_now = len(os.listdir("/proc/self/fd")) - 1
 resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + int(sys.argv[3]),) * 2)
 try:
-    corpus = prepare(sys.argv[1], 16000, sys.argv[2], workers=1)
+    corpus = prepare(sys.argv[1], DataConfig(sample_rate=16000, cache_dir=sys.argv[2]), workers=1)
     print(len(corpus.files), [p.problem for p in corpus.problems][:1])
 except UserError as error:
     print(error)
@@ -302,6 +303,6 @@ def test_a_starved_process_leaves_nothing_false_behind(folder: Path, cache: Path
             break
     assert said[-1] == "10 []\n"
     assert any("Too many open files" in line for line in said)
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert len(corpus.files) == 10
     assert corpus.problems == ()

@@ -24,7 +24,7 @@ import samplernn
 from samplernn.audio import corpus as corpus_module
 from samplernn.audio import files, shards
 from samplernn.audio.corpus import Corpus, prepare, scan
-from samplernn.config import UserError
+from samplernn.config import DataConfig, UserError
 
 CLIPS = Path(next(iter(samplernn.__path__))) / "clips"
 RATE = 16000
@@ -119,7 +119,7 @@ def test_scan_wants_a_folder(tmp_path: Path, name: str) -> None:
 
 
 def test_samples_come_back_bit_for_bit(folder: Path, cache: Path) -> None:
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert [file.path for file in corpus.files] == [f"{i}.wav" for i in range(1, 6)]
     assert corpus.duration == 15.0
     assert corpus.problems == ()
@@ -131,7 +131,7 @@ def test_samples_come_back_bit_for_bit(folder: Path, cache: Path) -> None:
 
 
 def test_read_stays_inside_its_file(folder: Path, cache: Path) -> None:
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     for start, stop in [(-1, 10), (0, RATE + 1), (20, 10)]:
         with pytest.raises(IndexError, match=r"1\.wav"):
             corpus.read(0, start, stop)
@@ -144,7 +144,7 @@ def test_other_rates_are_resampled(tmp_path: Path, cache: Path) -> None:
     for name, channels in [("mono", 1), ("stereo", 2)]:
         x = np.repeat((0.5 * np.sin(2 * np.pi * 440 * t))[:, None], channels, axis=1)
         write(tmp_path / "audio" / f"{name}.flac", x * (1 if channels == 1 else 0.5), 44100)
-    corpus = prepare(tmp_path / "audio", RATE, cache)
+    corpus = prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache))
     for file, level in zip(corpus.files, [0.5, 0.25], strict=True):
         assert file.num_samples == 3 * RATE
         spectrum = np.abs(np.fft.rfft(corpus.read(file, RATE, 2 * RATE)))
@@ -155,7 +155,7 @@ def test_other_rates_are_resampled(tmp_path: Path, cache: Path) -> None:
 def test_one_gain_brings_the_corpus_to_minus_one_decibel(tmp_path: Path, cache: Path) -> None:
     write(tmp_path / "audio" / "quiet.wav", noise(1000, 0, peak=100))
     write(tmp_path / "audio" / "loud.wav", noise(1000, 1, peak=8192))
-    corpus = prepare(tmp_path / "audio", RATE, cache)
+    corpus = prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache))
     assert corpus.gain == pytest.approx(10 ** (-1 / 20) / 0.25)
     assert {file.path: file.peak for file in corpus.files} == {"loud.wav": 0.25, "quiet.wav": 100 / 32768}
     assert np.abs(corpus.read(1, 0, 1000)).max() == 100  # the cache is without gain
@@ -165,7 +165,9 @@ def test_each_file_can_reach_the_peak_of_the_loudest(tmp_path: Path, cache: Path
     """At the corpus's gain, which the loudest needs, all of them are then at -1 dBFS."""
     write(tmp_path / "audio" / "quiet.wav", noise(1000, 0, peak=100))
     write(tmp_path / "audio" / "loud.wav", noise(1000, 1, peak=8192))
-    corpus = replace(prepare(tmp_path / "audio", RATE, cache), normalise="clip")
+    corpus = replace(
+        prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache)), normalise="clip"
+    )
     quiet, loud = noise(1000, 0, peak=100), noise(1000, 1, peak=8192)
     assert np.array_equal(corpus.read(0, 0, 1000), loud)
     assert np.array_equal(corpus.read(1, 200, 800), np.rint(quiet[200:800] * 81.92).astype(np.int16))
@@ -181,7 +183,7 @@ def test_dc_is_removed_where_it_is_audible_only(tmp_path: Path, cache: Path) -> 
     base = noise(5000, 0)
     for name, dc in [("a", 0), ("b", 20), ("c", 3000)]:  # 1e-3 is 33 steps
         write(tmp_path / "audio" / f"{name}.wav", np.roll(base, 2 * dc) + np.int16(dc))
-    corpus = prepare(tmp_path / "audio", RATE, cache)
+    corpus = prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache))
     means = [corpus.read(i, 0, 5000).mean() for i in range(3)]
     assert means == [0, 20, 0]
     assert np.array_equal(corpus.read(2, 0, 5000), np.roll(base, 6000))
@@ -199,7 +201,7 @@ def test_dc_of_a_long_file_is_removed_piece_by_piece(
     write(tmp_path / "audio" / "a.wav", noise(300, 1))
     write(tmp_path / "audio" / "b.wav", base + np.int16(1000))
     write(tmp_path / "audio" / "c.wav", noise(300, 2))
-    corpus = prepare(tmp_path / "audio", RATE, cache)
+    corpus = prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache))
     expected = [noise(300, 1), base, noise(300, 2)]
     for file, samples in zip(corpus.files, expected, strict=True):
         assert np.array_equal(corpus.read(file, 0, file.num_samples), samples)
@@ -209,7 +211,7 @@ def test_clipped_samples_are_counted(tmp_path: Path, cache: Path) -> None:
     x = noise(1000, 0)
     x[100:110], x[200:205] = 32767, -32768
     write(tmp_path / "audio" / "x.wav", x)
-    assert prepare(tmp_path / "audio", RATE, cache).files[0].clipped == 15
+    assert prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache)).files[0].clipped == 15
 
 
 def test_bad_files_are_reported_and_do_not_stop_the_others(folder: Path, cache: Path) -> None:
@@ -223,7 +225,7 @@ def test_bad_files_are_reported_and_do_not_stop_the_others(folder: Path, cache: 
     write(folder / "3 again.flac", noise(3 * RATE, 3))
     write(folder / "cut.flac", noise(50000, 9))
     os.truncate(folder / "cut.flac", 60000)
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     words = {
         "3.wav": "exact duplicate of 3 again.flac",
         "constant.wav": "silent",
@@ -244,29 +246,33 @@ def test_bad_files_are_reported_and_do_not_stop_the_others(folder: Path, cache: 
     for file, seed in zip(corpus.files, [1, 2, 3, 4, 5, 9], strict=True):  # offsets survive the rejects
         start = noise(50000 if seed == 9 else seed * RATE, seed)[: file.num_samples]
         assert np.array_equal(corpus.read(file, 0, file.num_samples), start)
-    assert prepare(folder, RATE, cache) == corpus  # problems are remembered too
+    assert (
+        prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache)) == corpus
+    )  # problems are remembered too
 
 
 def test_no_usable_file_is_an_error_that_names_the_first(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "audio").mkdir()
     with pytest.raises(UserError, match="no audio files found"):
-        prepare(tmp_path / "audio", RATE, cache)
+        prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache))
     for index in range(5):
         (tmp_path / "audio" / f"{index}.wav").touch()
     with pytest.raises(UserError, match=r"none of its 5 audio files(.|\n)*0\.wav: is empty(.|\n)*2\.wav"):
-        prepare(tmp_path / "audio", RATE, cache)
+        prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache))
 
 
 def test_an_unchanged_folder_is_not_decoded_again(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     before = identities(first.shard_dir)
     decoded = Decoded(monkeypatch)
-    assert prepare(folder, RATE, cache) == first
+    assert prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache)) == first
     assert decoded == []
     assert identities(first.shard_dir) == before
-    assert prepare(folder, 8000, cache).shard_dir != first.shard_dir  # another rate, another cache
+    assert (
+        prepare(folder, DataConfig(sample_rate=8000, cache_dir=cache)).shard_dir != first.shard_dir
+    )  # another rate, another cache
     assert len(decoded) == 5
 
 
@@ -275,10 +281,10 @@ def test_the_audio_folder_is_left_alone(folder: Path, cache: Path) -> None:
         return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in [*folder.iterdir()]}
 
     before = state()
-    prepare(folder, RATE, cache)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert state() == before
     with pytest.raises(UserError, match="inside the audio folder"):
-        prepare(folder, RATE, folder / "cache")
+        prepare(folder, DataConfig(sample_rate=RATE, cache_dir=folder / "cache"))
     assert state() == before
 
 
@@ -286,7 +292,7 @@ def test_the_default_cache_is_the_users(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus_module.platformdirs, "user_cache_path", lambda name: tmp_path / "home" / name)
-    corpus = prepare(folder, RATE)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE))
     assert (tmp_path / "home" / "samplernn" / "corpora") in corpus.shard_dir.parents
 
 
@@ -297,7 +303,7 @@ def test_a_changed_file_rebuilds_its_shard_only(
     for index in range(6, 40):
         write(folder / f"{index}.wav", noise(200, index))
     monkeypatch.setattr(shards, "SHARD_FILES", 5)
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     before = identities(first.shard_dir)
     decoded = Decoded(monkeypatch)
     if change == "add":
@@ -308,7 +314,7 @@ def test_a_changed_file_rebuilds_its_shard_only(
         write(folder / "17.wav", noise(300, 99))
     else:
         (folder / "17.wav").unlink()
-    second = prepare(folder, RATE, cache)
+    second = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     after = identities(second.shard_dir)
     assert before.items() <= after.items()  # nothing old was touched
     assert len({file.shard for file in first.files}) > 4
@@ -331,14 +337,14 @@ def test_an_interrupted_build_resumes_at_the_finished_shards(
 
     monkeypatch.setattr(files, "Decoder", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prepare(folder, RATE, cache)
+        prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     monkeypatch.setattr(files, "Decoder", original)
     leftover = list(cache.rglob("*"))
     assert not [path for path in leftover if path.suffix == ".tmp"]
     finished = len([path for path in leftover if path.suffix == ".i16"])
     assert finished == 3
     decoded = Decoded(monkeypatch)
-    assert prepare(folder, RATE, cache).num_samples == 15 * RATE
+    assert prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache)).num_samples == 15 * RATE
     assert sorted(decoded) == ["4.wav", "5.wav"]
 
 
@@ -357,7 +363,7 @@ def decode_into(stream, folder, source, *rest):
     return original(stream, folder, source, *rest)
 
 shards.decode_into = decode_into
-corpus.prepare(sys.argv[1], 16000, sys.argv[2], workers=0)
+corpus.prepare(sys.argv[1], corpus.DataConfig(sample_rate=16000, cache_dir=sys.argv[2]), workers=0)
 """
 
 
@@ -370,7 +376,7 @@ def test_a_killed_build_resumes_at_the_finished_shards(
     assert result.returncode == -signal.SIGKILL
     one_per_shard(monkeypatch)
     decoded = Decoded(monkeypatch)
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert sorted(decoded) == ["4.wav", "5.wav"]
     assert np.array_equal(corpus.read(3, 0, 4 * RATE), noise(4 * RATE, 4))
 
@@ -380,7 +386,7 @@ def test_a_damaged_shard_is_built_again(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     one_per_shard(monkeypatch)
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     samples = first.shard_dir / first.files[2].shard
     entry = samples.with_suffix(".json")
     if damage in ("short", "long"):
@@ -392,7 +398,7 @@ def test_a_damaged_shard_is_built_again(
     else:
         entry.write_text('{"files": [' if damage == "text" else '{"files": [{"path": "x"}], "problems": []}')
     decoded = Decoded(monkeypatch)
-    second = prepare(folder, RATE, cache)
+    second = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     shards.open_samples.cache_clear()
     assert decoded == ["3.wav"]
     assert second == first
@@ -404,7 +410,7 @@ def test_builds_of_one_cache_at_the_same_time_do_no_harm(folder: Path, cache: Pa
 
     def build() -> Corpus:
         gate.wait()
-        return prepare(folder, RATE, cache, progress=False)
+        return prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache), progress=False)
 
     with ThreadPoolExecutor(4) as pool:
         results = [task.result() for task in [pool.submit(build) for _ in range(4)]]
@@ -417,24 +423,24 @@ def test_shards_that_nobody_needs_go_after_a_day(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_per_shard(monkeypatch)
-    first = prepare(folder, RATE, cache)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     old = first.shard_dir / first.files[0].shard
     (first.shard_dir / ".x.i16.123-abc.tmp").touch()
     (folder / "1.wav").unlink()
-    prepare(folder, RATE, cache)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert old.exists()  # a run that started before may still read it
     assert np.array_equal(first.read(0, 0, RATE), noise(RATE, 1))
     day_ago = time.time() - shards.STALE_SECONDS - 1
     for path in first.shard_dir.iterdir():
         os.utime(path, (day_ago, day_ago))
-    second = prepare(folder, RATE, cache)
+    second = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     kept = {path.stem for path in second.shard_dir.iterdir()}
     assert kept == {Path(file.shard).stem for file in second.files}
 
 
 def test_the_manifest_describes_the_cache(folder: Path, cache: Path) -> None:
     (folder / "bad.wav").touch()
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     manifest = json.loads((corpus.shard_dir.parent / "manifest.json").read_text())
     assert manifest["sample_rate"] == RATE
     assert manifest["gain"] == corpus.gain
@@ -449,7 +455,7 @@ def test_the_manifest_describes_the_cache(folder: Path, cache: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_a_clear_error(folder: Path, tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cache cannot be written.*data\.cache_dir"):
-        prepare(folder, RATE, tmp_path / where)
+        prepare(folder, DataConfig(sample_rate=RATE, cache_dir=tmp_path / where))
 
 
 def test_a_full_disk_is_a_clear_error(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,19 +464,19 @@ def test_a_full_disk_is_a_clear_error(folder: Path, cache: Path, monkeypatch: py
 
     monkeypatch.setattr(shards.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        prepare(folder, RATE, cache)
+        prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
 def test_a_cache_deleted_in_use_is_a_clear_error(folder: Path, cache: Path) -> None:
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     shutil.rmtree(cache)
     with pytest.raises(UserError, match="deleted or damaged while in use"):
         corpus.read(0, 0, 10)
 
 
 def test_a_corpus_can_be_pickled_after_reading(folder: Path, cache: Path) -> None:
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     corpus.read(0, 0, 10)
     copy = pickle.loads(pickle.dumps(corpus))
     assert copy == corpus
@@ -480,7 +486,7 @@ def test_a_corpus_can_be_pickled_after_reading(folder: Path, cache: Path) -> Non
 def test_nothing_is_printed_where_there_is_no_terminal(
     folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare(folder, RATE, cache, progress=True)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache), progress=True)
     assert capsys.readouterr() == ("", "")
 
 
@@ -489,10 +495,10 @@ def test_a_terminal_gets_a_progress_bar_while_something_is_decoded(
 ) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(corpus_module, "Console", lambda stderr: Console(file=terminal, force_terminal=True))
-    prepare(folder, RATE, cache)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert "decoding" in terminal.getvalue()
     terminal.truncate(0)
-    prepare(folder, RATE, cache)
+    prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert terminal.getvalue() == ""
 
 
@@ -501,13 +507,13 @@ def test_names_that_are_not_unicode_are_read(tmp_path: Path, cache: Path) -> Non
     path = tmp_path / "audio" / os.fsdecode(b"caf\xe9 \xff.wav")
     write(tmp_path / "audio" / "x.wav", noise(1000, 0))
     (tmp_path / "audio" / "x.wav").rename(path)
-    corpus = prepare(tmp_path / "audio", RATE, cache)
-    assert prepare(tmp_path / "audio", RATE, cache) == corpus
+    corpus = prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache))
+    assert prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=cache)) == corpus
     assert corpus.files[0].path == path.name
 
 
 def test_the_embedded_clips_are_a_corpus(cache: Path) -> None:
-    corpus = prepare(CLIPS, RATE, cache)
+    corpus = prepare(CLIPS, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert len(corpus.files) == len(list(CLIPS.rglob("*.flac")))
     assert corpus.problems == ()
     assert corpus.duration == pytest.approx(135.5, abs=0.1)
@@ -521,9 +527,9 @@ def test_the_embedded_clips_are_a_corpus(cache: Path) -> None:
 def test_the_identity_of_a_corpus_follows_its_audio_not_its_place(clips: Path, tmp_path: Path) -> None:
     for name in ("here", "there"):
         shutil.copytree(clips / "guitar", tmp_path / name)
-    here, there = (prepare(tmp_path / name, 8000) for name in ("here", "there"))
+    here, there = (prepare(tmp_path / name, DataConfig(sample_rate=8000)) for name in ("here", "there"))
     assert here.sha256 == there.sha256
     assert len(here.sha256) == 64
-    assert prepare(tmp_path / "here", 4000).sha256 != here.sha256
+    assert prepare(tmp_path / "here", DataConfig(sample_rate=4000)).sha256 != here.sha256
     next((tmp_path / "there").glob("*.flac")).unlink()
-    assert prepare(tmp_path / "there", 8000).sha256 != here.sha256
+    assert prepare(tmp_path / "there", DataConfig(sample_rate=8000)).sha256 != here.sha256

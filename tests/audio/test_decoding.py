@@ -18,6 +18,7 @@ from samplernn.audio import decoding, shards
 from samplernn.audio.corpus import inspect, prepare
 from samplernn.audio.decoding import Decoded
 from samplernn.audio.io import AudioError
+from samplernn.config import DataConfig
 from tests.decoders import LOOP, code_acting, environment_acting
 
 RATE = 16000
@@ -53,11 +54,11 @@ def acting(monkeypatch: pytest.MonkeyPatch, name: str, action: str) -> None:
 def test_processes_find_what_this_process_finds(folder: Path, cache: Path, tmp_path: Path) -> None:
     (folder / "text.wav").write_text("no audio")
     sf.write(folder / "dc.flac", np.full(RATE, 0.25) + noise(RATE, 9) / 2**17, RATE)
-    alone = prepare(folder, RATE, tmp_path / "alone", workers=0)
+    alone = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=tmp_path / "alone"), workers=0)
     assert len(alone.files) == 7
-    measured = inspect(folder, RATE, cache, workers=2)
+    measured = inspect(folder, DataConfig(sample_rate=RATE, cache_dir=cache), workers=2)
     assert not cache.exists()
-    together = prepare(folder, RATE, cache, workers=2)
+    together = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache), workers=2)
     assert measured.files == together.files == alone.files
     assert together.problems == alone.problems
     for index, file in enumerate(alone.files):
@@ -69,7 +70,7 @@ def test_a_file_on_which_the_decoder_hangs_costs_that_file(
 ) -> None:
     sf.write(folder / "3a.wav", noise(RATE, 7), RATE)
     acting(monkeypatch, "3a.wav", LOOP)
-    first = prepare(folder, RATE, cache, workers=2, decode_timeout=1.0)
+    first = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache, decode_timeout=1.0), workers=2)
     (problem,) = first.problems
     assert problem.path == "3a.wav"
     assert problem.problem == "makes the decoder hang: it has not ended after 1 s"
@@ -83,8 +84,13 @@ def test_a_file_on_which_the_decoder_hangs_costs_that_file(
 
     with monkeypatch.context() as patch:  # it is remembered, so a start does not wait for it again
         patch.setattr(decoding, "command", started)
-        assert prepare(folder, RATE, cache, workers=2, decode_timeout=1.0) == first
-    more = prepare(folder, RATE, cache, workers=2, decode_timeout=1.5)  # unless there is more time for it
+        assert (
+            prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache, decode_timeout=1.0), workers=2)
+            == first
+        )
+    more = prepare(
+        folder, DataConfig(sample_rate=RATE, cache_dir=cache, decode_timeout=1.5), workers=2
+    )  # unless there is more time for it
     assert more.problems[0].problem == "makes the decoder hang: it has not ended after 2 s"
 
 
@@ -92,7 +98,7 @@ def test_inspect_names_a_file_that_hangs_and_writes_nothing(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting(monkeypatch, "3.wav", LOOP)
-    found = inspect(folder, RATE, cache, workers=2, decode_timeout=1.0)
+    found = inspect(folder, DataConfig(sample_rate=RATE, cache_dir=cache, decode_timeout=1.0), workers=2)
     assert [problem.path for problem in found.problems] == ["3.wav"]
     assert len(found.files) == 5
     assert not cache.exists()
@@ -103,7 +109,7 @@ def test_a_decoder_that_crashes_costs_that_file(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting(monkeypatch, "2.wav", "os.kill(os.getpid(), signal.SIGSEGV)")
-    corpus = prepare(folder, RATE, cache, workers=1)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache), workers=1)
     (problem,) = corpus.problems
     assert (problem.path, problem.problem) == ("2.wav", "makes the decoder crash (SIGSEGV)")
     assert len(corpus.files) == 5
@@ -116,9 +122,9 @@ def test_a_decoder_that_is_killed_from_outside_is_not_the_files_fault(
 ) -> None:
     with monkeypatch.context() as patch:
         acting(patch, "2.wav", "os.kill(os.getpid(), signal.SIGKILL)")
-        (problem,) = prepare(folder, RATE, cache, workers=1).problems
+        (problem,) = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache), workers=1).problems
     assert problem.problem == "could not be decoded: the decoder was ended (SIGKILL)"
-    again = prepare(folder, RATE, cache, workers=1)
+    again = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache), workers=1)
     assert again.problems == ()
     assert len(again.files) == 6
 
@@ -126,9 +132,14 @@ def test_a_decoder_that_is_killed_from_outside_is_not_the_files_fault(
 def test_a_slow_disk_is_not_remembered(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         acting(patch, "2.wav", "time.sleep(60)")
-        (problem,) = prepare(folder, RATE, cache, workers=1, decode_timeout=1.0).problems
+        (problem,) = prepare(
+            folder, DataConfig(sample_rate=RATE, cache_dir=cache, decode_timeout=1.0), workers=1
+        ).problems
     assert problem.problem == "cannot be read within 1 s (the disk or network is slow)"
-    assert prepare(folder, RATE, cache, workers=1, decode_timeout=1.0).problems == ()
+    assert (
+        prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache, decode_timeout=1.0), workers=1).problems
+        == ()
+    )
 
 
 @linux
@@ -136,7 +147,7 @@ def test_a_file_that_asks_for_too_much_memory_costs_that_file(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting(monkeypatch, "2.wav", "bytearray(3 * 2**30)")
-    corpus = prepare(folder, RATE, cache, workers=1)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache), workers=1)
     (problem,) = corpus.problems
     assert (problem.path, problem.problem) == ("2.wav", "takes too much memory to decode")
     assert len(corpus.files) == 5
@@ -163,14 +174,14 @@ def test_where_no_process_can_start_this_one_decodes(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(decoding, "command", lambda: [sys.executable, "-c", "raise SystemExit(1)"])
-    assert len(prepare(folder, RATE, cache, workers=2).files) == 6
+    assert len(prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache), workers=2).files) == 6
     assert capfd.readouterr().err == "decoding in this process: a decoding process ended by itself\n"
 
 
 def test_a_full_disk_is_told_as_by_this_process(folder: Path, small_disk: Path) -> None:
     sf.write(folder / "long.wav", noise(20 * RATE, 1), RATE)
     with pytest.raises(ValueError, match=r"the cache cannot be written.*No space left"):
-        prepare(folder, RATE, small_disk / "cache", workers=2)
+        prepare(folder, DataConfig(sample_rate=RATE, cache_dir=small_disk / "cache"), workers=2)
 
 
 def test_a_single_file_is_decoded_as_by_its_decoder(folder: Path) -> None:

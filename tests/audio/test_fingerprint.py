@@ -24,6 +24,7 @@ from samplernn.audio.fingerprint import (
     steps_per_second,
 )
 from samplernn.audio.io import load, to_int16
+from samplernn.config import DataConfig
 from tests.conftest import CLIPS
 
 RATE = 16000
@@ -164,9 +165,11 @@ def test_the_corpus_keeps_the_peaks_of_the_samples_as_stored(tmp_path: Path) -> 
     x = piano()[: 5 * RATE]
     sf.write(folder / "plain.wav", x, RATE)
     sf.write(folder / "with offset.wav", x * 0.5 + 0.2, RATE)
-    looked_at = inspect(folder, RATE, cache)
-    made = prepare(folder, RATE, cache)
-    assert looked_at.files == made.files == prepare(folder, RATE, cache).files
+    looked_at = inspect(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
+    made = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
+    assert (
+        looked_at.files == made.files == prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache)).files
+    )
     for file in made.files:
         expected, found = peaks_of(made.read(file, 0, file.num_samples)), decode(file.fingerprint)
         assert len(found.times) > 30

@@ -11,6 +11,7 @@ import soundfile as sf
 from samplernn.audio import io
 from samplernn.audio.corpus import prepare
 from samplernn.audio.io import AudioError, Decoder, load, to_int16
+from samplernn.config import DataConfig
 
 PAIRS = [(name, subtype) for name in sf.available_formats() for subtype in sf.available_subtypes(name)]
 NOT_WRITTEN = {
@@ -94,7 +95,9 @@ def test_a_folder_of_all_formats_is_a_corpus(tmp_path: Path) -> None:
             path, _ = written(tmp_path / "", container, subtype, seconds=0.5)
             if container != "RAW":
                 usable.add(path.name)
-    corpus = prepare(tmp_path, 16000, tmp_path.with_name("cache"), progress=False)
+    corpus = prepare(
+        tmp_path, DataConfig(sample_rate=16000, cache_dir=tmp_path.with_name("cache")), progress=False
+    )
     same = {p.path for p in corpus.problems if "exact duplicate" in p.problem}  # a tone is a tone
     assert {file.path for file in corpus.files} | same == usable
     assert {p.path.split("-")[0] for p in corpus.problems if p.path not in same} == {"RAW"}
@@ -201,7 +204,9 @@ def test_silence_is_explained(tmp_path: Path, name: str, channels: list[float], 
     (tmp_path / "audio").mkdir()
     sf.write(tmp_path / "audio" / f"{name}.wav", x, 16000, "FLOAT")
     sf.write(tmp_path / "audio" / "fine.wav", tone(440, 0.5, 16000), 16000)
-    (found,) = prepare(tmp_path / "audio", 16000, tmp_path / "cache").problems
+    (found,) = prepare(
+        tmp_path / "audio", DataConfig(sample_rate=16000, cache_dir=tmp_path / "cache")
+    ).problems
     assert found.path == f"{name}.wav"
     assert problem in found.problem
 
@@ -209,7 +214,7 @@ def test_silence_is_explained(tmp_path: Path, name: str, channels: list[float], 
 def test_channels_that_nearly_cancel_are_used(tmp_path: Path) -> None:
     x = tone(440, 0.5, 16000)
     sf.write(tmp_path / "x.wav", np.stack([x, -0.9 * x], axis=1), 16000, "FLOAT")
-    corpus = prepare(tmp_path, 16000, tmp_path.with_name("cache"))
+    corpus = prepare(tmp_path, DataConfig(sample_rate=16000, cache_dir=tmp_path.with_name("cache")))
     assert np.abs(corpus.read(0, 0, 8000) - to_int16(0.05 * x)).max() <= 1
 
 
@@ -240,7 +245,7 @@ def test_audio_under_another_name_is_explained(tmp_path: Path, container: str, k
     (audio / "picture.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
     (audio / "film.avi").write_bytes(b"RIFF\0\0\0\0AVI LIST")
     (audio / "utf-16.txt").write_text("text", "utf-16")
-    corpus = prepare(audio, 16000, tmp_path / "cache")
+    corpus = prepare(audio, DataConfig(sample_rate=16000, cache_dir=tmp_path / "cache"))
     assert [problem.path for problem in corpus.problems] == names
     assert all(f"holds {kind} audio" in problem.problem for problem in corpus.problems)
     assert all("rename it" in problem.remedy for problem in corpus.problems)

@@ -12,6 +12,7 @@ import soundfile as sf
 from samplernn.audio.corpus import inspect, prepare
 from samplernn.audio.health import remarks
 from samplernn.audio.io import AudioError, Decoder, load, to_int16
+from samplernn.config import DataConfig
 
 RATE = 16000
 FLOATS = [
@@ -124,10 +125,10 @@ def test_one_file_beyond_full_scale_changes_nothing_of_the_others(tmp_path: Path
     audio.mkdir()
     sf.write(audio / "a.wav", 0.999 * _sine(), RATE)
     sf.write(audio / "b.wav", 0.3 * _sine(frequency=200), RATE)
-    before = prepare(audio, RATE, tmp_path / "cache", progress=False)
+    before = prepare(audio, DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache"), progress=False)
     loud = 4 * _sine(frequency=500) + 1
     sf.write(audio / "loud.wav", loud, RATE, "FLOAT")
-    after = prepare(audio, RATE, tmp_path / "cache", progress=False)
+    after = prepare(audio, DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache"), progress=False)
     files = {file.path: file for file in after.files}
     assert after.gain == pytest.approx(before.gain, rel=1e-3)
     for file in before.files:
@@ -148,7 +149,10 @@ def test_one_file_beyond_full_scale_changes_nothing_of_the_others(tmp_path: Path
         "peaks at 5.0",
         "has a DC offset of 20 % of full scale",
     ]
-    assert inspect(audio, RATE, tmp_path / "other").files[-1].scale == file.scale
+    assert (
+        inspect(audio, DataConfig(sample_rate=RATE, cache_dir=tmp_path / "other")).files[-1].scale
+        == file.scale
+    )
 
 
 def test_what_no_program_means_is_damage(tmp_path: Path) -> None:

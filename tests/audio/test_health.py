@@ -8,6 +8,7 @@ import soundfile as sf
 
 from samplernn.audio.corpus import AudioFile, Corpus, Overlap, Span, Split, prepare, split
 from samplernn.audio.health import kept_together, leak, remarks
+from samplernn.config import DataConfig
 from tests.conftest import CLIPS
 
 RATE = 16000
@@ -30,7 +31,9 @@ def write(path: Path, samples: np.ndarray, rate: int = RATE) -> None:
 
 
 def said(folder: Path, tmp_path: Path) -> list[tuple[str, str]]:
-    found = remarks(prepare(folder, RATE, tmp_path / "cache"), tbptt_len=1024)
+    found = remarks(
+        prepare(folder, DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache")), tbptt_len=1024
+    )
     assert all(problem.remedy for problem in found)
     return [(problem.path, problem.problem) for problem in found]
 
@@ -42,7 +45,7 @@ def test_a_good_folder_has_no_remarks(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_embedded_clips_are_sound_but_for_the_offset_of_some_drums() -> None:
-    for remark in remarks(prepare(CLIPS, RATE), 1024):
+    for remark in remarks(prepare(CLIPS, DataConfig(sample_rate=RATE)), 1024):
         assert remark.path.startswith("tabla/")
         assert "DC offset" in remark.problem
 

@@ -16,7 +16,7 @@ import soundfile as sf
 from samplernn.audio import files
 from samplernn.audio.corpus import inspect, prepare
 from samplernn.audio.measures import silent_samples
-from samplernn.config import UserError
+from samplernn.config import DataConfig, UserError
 from tests.conftest import CLIPS
 
 RATE = 16000
@@ -45,7 +45,7 @@ def everything(folder: Path) -> dict[Path, tuple[int, int]]:
 
 def test_inspect_finds_what_prepare_finds_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
     before = everything(tmp_path)
-    inspected = inspect(folder, RATE, tmp_path / "cache")
+    inspected = inspect(folder, DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache"))
     assert everything(tmp_path) == before
     assert {problem.path for problem in inspected.problems} == {
         "cut.flac",
@@ -53,28 +53,28 @@ def test_inspect_finds_what_prepare_finds_and_writes_nothing(folder: Path, tmp_p
         "twice.flac",
         "words.wav",
     }
-    assert inspected == prepare(folder, RATE, tmp_path / "cache")
+    assert inspected == prepare(folder, DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache"))
 
 
 def test_inspect_reads_the_cache_where_there_is_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
-    prepared = prepare(folder, RATE, cache)
+    prepared = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     before = everything(cache)
 
     def decoder(path: Path, sample_rate: int) -> files.Decoder:
         raise AssertionError(f"{path} is decoded again")
 
     monkeypatch.setattr(files, "Decoder", decoder)
-    assert inspect(folder, RATE, cache) == prepared
+    assert inspect(folder, DataConfig(sample_rate=RATE, cache_dir=cache)) == prepared
     assert everything(cache) == before
 
 
 def test_nothing_usable_is_a_corpus_without_files(tmp_path: Path) -> None:
-    assert inspect(tmp_path, RATE, tmp_path.parent / "cache").found == 0
+    assert inspect(tmp_path, DataConfig(sample_rate=RATE, cache_dir=tmp_path.parent / "cache")).found == 0
     (tmp_path / "words.wav").write_text("words")
-    corpus = inspect(tmp_path, RATE, tmp_path.parent / "cache")
+    corpus = inspect(tmp_path, DataConfig(sample_rate=RATE, cache_dir=tmp_path.parent / "cache"))
     assert (corpus.files, corpus.found, corpus.num_samples, corpus.gain) == ((), 1, 0, 1.0)
     assert [problem.path for problem in corpus.problems] == ["words.wav"]
 
@@ -83,7 +83,7 @@ def test_nothing_usable_is_a_corpus_without_files(tmp_path: Path) -> None:
 def test_inspect_wants_a_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "file.wav").touch()
     with pytest.raises(UserError, match=name):
-        inspect(tmp_path / name, RATE)
+        inspect(tmp_path / name, DataConfig(sample_rate=RATE))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs FIFOs, sockets and links")
@@ -99,8 +99,8 @@ def test_what_is_no_file_is_reported_and_not_opened(tmp_path: Path, monkeypatch:
     os.mkfifo("audio/.hidden.wav")
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind("audio/socket.wav")
-        corpus = inspect("audio", RATE, "cache")
-        assert prepare("audio", RATE, "cache") == corpus
+        corpus = inspect("audio", DataConfig(sample_rate=RATE, cache_dir="cache"))
+        assert prepare("audio", DataConfig(sample_rate=RATE, cache_dir="cache")) == corpus
     assert {problem.path: problem.problem for problem in corpus.problems} == {
         "circle.wav": f"cannot be reached ({os.strerror(errno.ELOOP)})",
         "dangling.ogg": "is a link to nothing",
@@ -117,7 +117,7 @@ def test_pauses_and_level_are_those_of_the_samples(tmp_path: Path) -> None:
     loud = 0.25 * rng.standard_normal(RATE).clip(-3, 3)
     (tmp_path / "audio").mkdir()
     sf.write(tmp_path / "audio" / "x.wav", np.concatenate([loud, np.zeros(3 * RATE), 1e-4 * loud]), RATE)
-    (file,) = inspect(tmp_path / "audio", RATE, tmp_path / "cache").files
+    (file,) = inspect(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache")).files
     assert sum(file.levels) == file.num_samples == 5 * RATE
     assert silent_samples(file.levels, gain=1.0) == 4 * RATE
     assert file.rms == pytest.approx(0.25 / np.sqrt(5), rel=0.02)

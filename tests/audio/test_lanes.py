@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from samplernn.audio.corpus import AudioFile, prepare
 from samplernn.audio.lanes import Chunk, Lanes, Segment, cut
 from samplernn.audio.sinks import FileSink
-from samplernn.config import UserError
+from samplernn.config import DataConfig, UserError
 
 T = 4
 
@@ -219,7 +219,7 @@ def test_a_real_corpus_is_read_through_lanes(tmp_path: Path) -> None:
         expected.append(samples)
         with FileSink(tmp_path / "audio" / f"{index}.wav", 16000) as sink:
             sink.write(samples)
-    corpus = prepare(tmp_path / "audio", 16000, tmp_path / "cache")
+    corpus = prepare(tmp_path / "audio", DataConfig(sample_rate=16000, cache_dir=tmp_path / "cache"))
     segments = [Segment(file, 0, file.num_samples) for file in corpus.files]
     lanes = Lanes(corpus, segments, 3, 64, seed=0, shuffle=False)
     chunks = stack(list(lanes.chunks(0)))

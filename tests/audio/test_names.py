@@ -16,7 +16,7 @@ import soundfile as sf
 from samplernn.audio.corpus import prepare, split
 from samplernn.audio.io import load
 from samplernn.audio.sinks import FileSink
-from samplernn.config import UserError, one_line
+from samplernn.config import DataConfig, UserError, one_line
 
 NAMES = {
     "emoji": "🎹 👩‍🎤 piano.wav",
@@ -56,19 +56,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_name_is_read(folder: Path, tmp_path: Path) -> None:
-    corpus = prepare(folder, 16000, tmp_path / "cache")
+    corpus = prepare(folder, DataConfig(sample_rate=16000, cache_dir=tmp_path / "cache"))
     assert len(corpus.files) == 2 * len(NAMES)
     assert {Path(file.path).name for file in corpus.files} == set(NAMES.values())
     for file in corpus.files:
         sample = corpus.read(file, 0, file.num_samples)
         assert np.array_equal(sample, np.rint(32768 * load(folder / file.path, 16000)))
-    assert prepare(folder, 16000, tmp_path / "cache") == corpus
+    assert prepare(folder, DataConfig(sample_rate=16000, cache_dir=tmp_path / "cache")) == corpus
     parts = split(corpus, 0)
     assert json.loads(json.dumps(parts.to_dict())) == parts.to_dict()
 
 
 def test_every_message_about_a_name_is_one_printable_line(folder: Path, tmp_path: Path) -> None:
-    problems = prepare(folder, 16000, tmp_path / "cache").problems
+    problems = prepare(folder, DataConfig(sample_rate=16000, cache_dir=tmp_path / "cache")).problems
     assert len(problems) == 2 * len(NAMES)
     for problem in problems:
         line = str(problem)
@@ -82,7 +82,7 @@ def test_every_message_about_a_name_is_one_printable_line(folder: Path, tmp_path
 
 
 def test_json_about_any_name_is_valid(folder: Path, tmp_path: Path) -> None:
-    corpus = prepare(folder, 16000, tmp_path / "cache")
+    corpus = prepare(folder, DataConfig(sample_rate=16000, cache_dir=tmp_path / "cache"))
     manifest = json.loads((corpus.shard_dir.parent / "manifest.json").read_text("ascii"))
     assert [problem["path"] for problem in manifest["problems"]] == [p.path for p in corpus.problems]
 
@@ -93,8 +93,8 @@ def test_the_command_line_answers_in_one_line(tmp_path: Path, name: str) -> None
     audio.mkdir()
     (audio / name).touch()
     code = (
-        "import sys; from samplernn.audio.corpus import prepare; from samplernn.config import UserError\n"
-        "try: prepare(sys.argv[1], 16000, sys.argv[2])\n"
+        "import sys; from samplernn.audio.corpus import prepare; from samplernn.config import *\n"
+        "try: prepare(sys.argv[1], DataConfig(sample_rate=16000, cache_dir=sys.argv[2]))\n"
         "except UserError as error: print(f'error: {error}', file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, str(audio), str(tmp_path / "cache")]
@@ -126,7 +126,7 @@ def test_a_path_that_is_too_long_is_named(tmp_path: Path) -> None:
             os.chdir("d" * 200)
     finally:
         os.chdir(before)
-    corpus = prepare(audio, 16000, tmp_path / "cache")
+    corpus = prepare(audio, DataConfig(sample_rate=16000, cache_dir=tmp_path / "cache"))
     assert [file.path for file in corpus.files] == ["fine.wav"]
     (problem,) = corpus.problems
     assert "File name too long" in problem.problem

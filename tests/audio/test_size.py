@@ -27,6 +27,7 @@ def limit_open_files(when):
 limit_open_files("early")
 from samplernn.audio import lanes
 from samplernn.audio.corpus import locate, prepare, split
+from samplernn.config import DataConfig
 
 folder, cache, rate = sys.argv[1], sys.argv[2], int(sys.argv[3])
 limit_open_files("late")
@@ -36,7 +37,7 @@ def peak():  # MB of this program; ru_maxrss counts the parent's from before exe
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 before = peak()
-corpus = prepare(folder, rate, cache, workers=0)
+corpus = prepare(folder, DataConfig(sample_rate=rate, cache_dir=cache), workers=0)
 decoding = peak() - before
 parts = split(corpus, 0)
 epoch = lanes.Lanes(corpus, lanes.cut(locate(corpus, parts.train), 8 * rate, 512, 16), 16, 512, seed=0)

@@ -21,7 +21,7 @@ from samplernn.audio.corpus import (
     prepare,
     split,
 )
-from samplernn.config import UserError
+from samplernn.config import DataConfig, UserError
 
 CLIPS = Path(next(iter(samplernn.__path__))) / "clips"
 RATE = 16000
@@ -163,15 +163,15 @@ def test_split_survives_json() -> None:
 def test_locate_finds_audio_that_was_moved_and_renamed(tmp_path: Path) -> None:
     folder, cache = tmp_path / "audio", tmp_path / "cache"
     shutil.copytree(CLIPS / "tabla", folder)
-    corpus = prepare(folder, RATE, cache)
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=cache))
     parts = split(corpus, 0)
     expected = [corpus.read(*place).tolist() for place in locate(corpus, parts.train)]
     moved = folder.parent / "moved" / "deeper"
     shutil.copytree(folder, moved)
     for path in list(moved.iterdir()):
         path.rename(path.with_name(f"renamed {path.name}"))
-    other = prepare(moved.parent, RATE, cache)
+    other = prepare(moved.parent, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert [other.read(*place).tolist() for place in locate(other, parts.train)] == expected
     (moved / f"renamed {parts.train[0].path}").unlink()
-    fewer = prepare(moved.parent, RATE, cache)
+    fewer = prepare(moved.parent, DataConfig(sample_rate=RATE, cache_dir=cache))
     assert [fewer.read(*place).tolist() for place in locate(fewer, parts.train)] == expected[1:]

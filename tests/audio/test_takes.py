@@ -16,6 +16,7 @@ from samplernn.audio.corpus import AudioFile, leaked_seconds, prepare, split
 from samplernn.audio.fingerprint import Fingerprint, Peaks, encode, steps_per_second
 from samplernn.audio.io import load, to_int16
 from samplernn.audio.takes import Overlap, group, leaked, overlaps, shared
+from samplernn.config import DataConfig
 from tests.conftest import CLIPS
 
 RATE = 16000
@@ -229,7 +230,7 @@ def test_the_corpus_deals_copies_and_cuts_to_one_side(tmp_path: Path) -> None:
     sf.write(folder / "piece 1.wav", long[: 9 * RATE], RATE)
     sf.write(folder / "piece 2.wav", long[6 * RATE :], RATE)
     sf.write(folder / "other 3.mp3", melody(8, 3), RATE, format="MP3")
-    corpus = prepare(folder, RATE, tmp_path / "cache")
+    corpus = prepare(folder, DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache"))
     together = [[file.path for file in take] for take in corpus.takes if len(take) > 1]
     assert together == [["other 3.mp3", "other 3.wav"], ["piece 1.wav", "piece 2.wav"]]
     leaks = []
@@ -245,14 +246,22 @@ def test_what_was_found_is_kept_with_the_cache(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "audio").mkdir()
     sf.write(tmp_path / "audio" / "a.flac", x, RATE)
     sf.write(tmp_path / "audio" / "b.flac", x[RATE * 3 :], RATE)
-    first = prepare(tmp_path / "audio", RATE, tmp_path / "cache").overlaps
+    first = prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache")).overlaps
     assert [(one.first, one.second) for one in first] == [(0, 1)]
     kept = next((tmp_path / "cache").rglob("overlaps.json"))
     with monkeypatch.context() as patch:
         patch.setattr(takes, "overlaps", lambda *_: pytest.fail("compared again"))
-        assert prepare(tmp_path / "audio", RATE, tmp_path / "cache").overlaps == first
+        assert (
+            prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache")).overlaps
+            == first
+        )
     for damaged in ("", "[]", '{"key": 1}', kept.read_text().replace('"overlaps": [', '"overlaps": [[7],')):
         kept.write_text(damaged)
-        assert prepare(tmp_path / "audio", RATE, tmp_path / "cache").overlaps == first
+        assert (
+            prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache")).overlaps
+            == first
+        )
     sf.write(tmp_path / "audio" / "b.flac", melody(9, 1), RATE)
-    assert prepare(tmp_path / "audio", RATE, tmp_path / "cache").overlaps == ()
+    assert (
+        prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache")).overlaps == ()
+    )

@@ -12,6 +12,7 @@ import pytest
 import soundfile as sf
 
 from samplernn.audio.corpus import inspect
+from samplernn.config import DataConfig
 
 RATE = 16000
 GOOD = 10
@@ -112,7 +113,9 @@ def test_damaged_files_cost_themselves_alone(tmp_path: Path, times: int, rng: np
         name = f"{index:04} {original}"
         (folder / name).write_bytes(content)
         kinds[name] = kind
-    corpus = inspect(folder, RATE, tmp_path / "cache", workers=2, decode_timeout=5.0)
+    corpus = inspect(
+        folder, DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache", decode_timeout=5.0), workers=2
+    )
     used = {file.path: file for file in corpus.files}
     for name, samples in good.items():
         assert used[name].num_samples == len(samples)

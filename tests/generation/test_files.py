@@ -102,14 +102,14 @@ def test_a_prompt_is_heard_as_audio_before_the_first_sample(checkpoint: Checkpoi
     prompt = np.array([1000, -20000, 32767], dtype=np.int16)
     generator = Generator(checkpoint)
     state = generator.hear(Prompt.of_samples(prompt))
-    expected = checkpoint.quantizer.encode(torch.from_numpy(prompt / 32768 * checkpoint.gain))
+    expected = checkpoint.codec.quantizer.encode(torch.from_numpy(prompt / 32768 * checkpoint.gain))
     assert state.network.history[0].tolist() == [32] * 5 + expected.tolist()
 
 
 def test_output_has_the_gain_undone(checkpoint: Checkpoint) -> None:
     generator = Generator(checkpoint)
     heard = np.concatenate(list(generator.stream(Request(4000))), axis=1)
-    levels = checkpoint.quantizer.decode(torch.arange(64)).numpy()
+    levels = checkpoint.codec.quantizer.decode(torch.arange(64)).numpy()
     allowed = np.clip(np.round(levels / checkpoint.gain * 32768), -32768, 32767)
     assert set(heard.ravel().tolist()) <= set(allowed.astype(int).tolist())
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from samplernn.audio.io import load, to_int16
 from samplernn.generation.guards import REPEAT_SECONDS, Expected, Guard, Trap, expected_of, traps_in
 from samplernn.model.baselines import count_pairs
+from samplernn.model.codec import Codec
 from samplernn.model.quantize import Quantizer
 
 RATE, HOP = 16000, 4032
@@ -36,9 +37,9 @@ def gain(recordings: dict[str, NDArray[np.int16]]) -> float:
 @pytest.fixture(scope="module")
 def expected(recordings: dict[str, NDArray[np.int16]], gain: float) -> Expected:
     """What a checkpoint trained on the clips would know of them."""
-    to_code = QUANTIZER.int16_to_code(gain).numpy()
-    pieces = (to_code[x.astype(np.int32) + 32768] for x in recordings.values())
-    return expected_of(count_pairs(pieces, QUANTIZER.q_levels), QUANTIZER, gain)
+    codec = Codec(QUANTIZER, gain)
+    pieces = (codec.encode(x) for x in recordings.values())
+    return expected_of(count_pairs(pieces, codec.q_levels), codec)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +80,8 @@ def seconds_of(trap: str, source: NDArray[np.int16], seconds: float) -> NDArray[
 
 def test_level_and_brightness_follow_from_the_counts(expected: Expected, recordings, gain) -> None:
     """As computed from the decoded samples themselves."""
-    decode, encode = QUANTIZER.code_to_int16(1.0).numpy(), QUANTIZER.int16_to_code(gain).numpy()
-    heard = [decode[encode[x.astype(np.int32) + 32768]] / 32768 / gain for x in recordings.values()]
+    codec, plain = Codec(QUANTIZER, gain), Codec(QUANTIZER)
+    heard = [plain.decode(codec.encode(x)) / 32768 / gain for x in recordings.values()]
     everything = np.concatenate(heard)
     energy = everything.var()
     differences = sum((np.diff(x, prepend=0.0) ** 2).sum() for x in heard) / len(everything)
@@ -94,7 +95,7 @@ def test_counts_of_nothing_leave_the_defaults() -> None:
     silence = none.copy()
     silence[128, 128] = 1000
     for counts in (none, silence):
-        usual = expected_of(counts, QUANTIZER, 1.0)
+        usual = expected_of(counts, Codec(QUANTIZER))
         assert (usual.level, usual.brightness, usual.step) == (-20.0, 0.25, 1 / 128)
 
 
@@ -102,8 +103,8 @@ def test_counts_of_nothing_leave_the_defaults() -> None:
 def test_recordings_raise_no_alarm(expected: Expected, recordings, gain: float, heard_as: str) -> None:
     """Each for itself and all in a row; as they are, as the model's codes, and without any counts."""
     if heard_as == "8 bit":
-        through = QUANTIZER.code_to_int16(gain)[QUANTIZER.int16_to_code(gain)].numpy()
-        recordings = {name: through[x.astype(np.int32) + 32768] for name, x in recordings.items()}
+        codec = Codec(QUANTIZER, gain)
+        recordings = {name: codec.decode(codec.encode(x)) for name, x in recordings.items()}
     if heard_as == "unknown":
         expected = Expected()
     everything = [*recordings.items(), ("all", np.concatenate(list(recordings.values())))]

@@ -34,7 +34,7 @@ def healthy(tmp_path: Path) -> Path:
 
 
 def advice(folder: Path, config: Config = SMALL, cost: Cost | None = None) -> list[str]:
-    corpus = inspect(folder, config.data.sample_rate)
+    corpus = inspect(folder, DataConfig(sample_rate=config.data.sample_rate))
     return advise(corpus, remarks(corpus, config.data.tbptt_len), config, plan(corpus, config), cost)
 
 
@@ -61,7 +61,7 @@ def test_three_minutes_want_shorter_segments(tmp_path: Path) -> None:
     said = only(advice(tmp_path))
     assert "3.0 minutes in all" in said
     assert "--data.segment_duration 2" in said
-    corpus = inspect(tmp_path, RATE)
+    corpus = inspect(tmp_path, DataConfig(sample_rate=RATE))
     assert plan(corpus, with_option(SMALL, said)).filled > plan(corpus, SMALL).filled
 
 
@@ -70,7 +70,7 @@ def test_half_a_minute_wants_fewer_lanes(tmp_path: Path) -> None:
         sf.write(tmp_path / f"{index}.wav", noise(5, seed=index), RATE)
     said = only(advice(tmp_path))
     assert "--data.batch_size 2" in said
-    corpus = inspect(tmp_path, RATE)
+    corpus = inspect(tmp_path, DataConfig(sample_rate=RATE))
     assert plan(corpus, SMALL).segment_seconds < 1
     assert plan(corpus, with_option(SMALL, said)).segment_seconds > 2
 
@@ -98,7 +98,7 @@ def test_rates_below_the_configured_one(healthy: Path) -> None:
 
 def test_silence_and_the_file_that_holds_most_of_it(healthy: Path) -> None:
     sf.write(healthy / "pauses.wav", np.append(noise(10), np.zeros(400 * RATE)), RATE)
-    corpus = inspect(healthy, RATE)
+    corpus = inspect(healthy, DataConfig(sample_rate=RATE))
     assert silence_share(corpus) == pytest.approx(400 / 890, abs=1e-3)
     said = [text for text in advice(healthy) if "silence" in text]
     assert "45 % of the audio is silence" in said[0]
@@ -109,7 +109,7 @@ def test_a_quiet_folder(tmp_path: Path) -> None:
     for index in range(12):
         sf.write(tmp_path / f"{index}.wav", noise(40, level=0.001, seed=index), RATE)
     assert "the loudest sample is at -47.9 dBFS" in only(advice(tmp_path))
-    assert silence_share(inspect(tmp_path, RATE)) == 0
+    assert silence_share(inspect(tmp_path, DataConfig(sample_rate=RATE))) == 0
 
 
 def test_one_loud_file_among_quiet_ones(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_formats_to_convert(healthy: Path) -> None:
 
 def test_a_used_file_under_another_suffix_is_not_to_be_converted(healthy: Path) -> None:
     (healthy / "0.wav").rename(healthy / "0.m4a")
-    corpus = inspect(healthy, RATE)
+    corpus = inspect(healthy, DataConfig(sample_rate=RATE))
     assert [problem.problem for problem in corpus.problems] == ["holds WAV audio, but is named .m4a"]
     assert advice(healthy) == []
 

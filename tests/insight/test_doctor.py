@@ -19,7 +19,7 @@ from rich.console import Console
 
 from samplernn.audio.corpus import leaked_seconds, prepare, split
 from samplernn.cli import main
-from samplernn.config import Config, from_dict
+from samplernn.config import Config, DataConfig, from_dict
 from samplernn.insight.doctor import Diagnosis, examine, show
 from samplernn.training.data import CorpusModule
 from tests.conftest import CLIPS, TOY, toy_arguments
@@ -145,7 +145,7 @@ def test_the_plan_is_what_training_does(changes: dict[str, object], toy_config: 
     diagnosis = examine(CLIPS, config, seconds=0.1)
     plan, config = diagnosis.plan, diagnosis.config
     assert plan is not None
-    corpus = prepare(CLIPS, RATE)
+    corpus = prepare(CLIPS, DataConfig(sample_rate=RATE))
     data = CorpusModule(config, corpus, split(corpus, config.data.split_seed))
     loader = data.train_dataloader()
     assert plan.steps_per_epoch == len(loader)
@@ -314,7 +314,7 @@ def test_doctor_and_train_say_how_much_held_out_audio_trains_and_that_files_are_
     doubled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    corpus = prepare(doubled, RATE)
+    corpus = prepare(doubled, DataConfig(sample_rate=RATE))
     seed = next(seed for seed in range(99) if leaked_seconds(corpus, split(corpus, seed, False)) > 0)
     toy = [*toy_arguments(), f"--data.split_seed={seed}", "--samples.num=0", "--trainer.max_steps=1"]
     apart = [*toy, "--data.keep_takes_together=false"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from samplernn.audio.corpus import inspect
-from samplernn.config import Config, from_dict
+from samplernn.config import Config, DataConfig, from_dict
 from samplernn.insight import forecast
 from samplernn.insight.forecast import Plan, first_run, measure
 from samplernn.model.network import SampleRNN
@@ -90,6 +90,6 @@ def test_memory_is_what_training_takes(dim: int, tmp_path: Path, toy_config: Con
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     config = Config(trainer=replace(toy_config.trainer, accelerator="cpu"))
     config = replace(config, model=replace(config.model, dim=dim))
-    corpus = inspect(CLIPS, config.data.sample_rate)
+    corpus = inspect(CLIPS, DataConfig(sample_rate=config.data.sample_rate))
     expected = measure(config, forecast.plan(corpus, config), seconds=0.5).memory_bytes
     assert expected == pytest.approx(peak, rel=0.25)

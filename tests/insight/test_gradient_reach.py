@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from samplernn.audio.corpus import prepare
 from samplernn.cli import main
-from samplernn.config import CELLS, ModelConfig, UserError
+from samplernn.config import CELLS, DataConfig, ModelConfig, UserError
 from samplernn.insight.gradients import (
     TierGradients,
     _places,
@@ -269,7 +269,7 @@ def test_passes_of_fewer_places_find_the_same(
 
 def test_places_are_held_out_and_not_silent(trained_run: Path, clips: Path) -> None:
     checkpoint = load(trained_run)
-    corpus = prepare(clips, 4000)
+    corpus = prepare(clips, DataConfig(sample_rate=4000))
     held_out = {digest for part in ("test", "validation") for _, digest, *_ in checkpoint.split[part]}
     places = _places(checkpoint, corpus, 800, 10)
     assert len(places) > 5

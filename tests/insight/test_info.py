@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from samplernn.audio.corpus import prepare
-from samplernn.config import Config, from_dict
+from samplernn.config import Config, DataConfig, from_dict
 from samplernn.insight.info import describe, diagram
 from samplernn.model.checkpoint import Checkpoint, export, load
 from samplernn.model.network import SampleRNN
@@ -48,7 +48,7 @@ def test_parameters_of_the_tiers_add_up() -> None:
 def test_a_run_is_described_from_its_own_files(trained_run: Path, clips: Path) -> None:
     said = describe(load(trained_run), trained_run)
     facts = json.loads((trained_run / "run.json").read_text())
-    corpus = prepare(clips, 4000)
+    corpus = prepare(clips, DataConfig(sample_rate=4000))
     assert f"of {corpus.duration / 60:.1f} minutes in {len(corpus.files)} files" in said
     train = sum(stop - start for _, _, start, stop in facts["split"]["train"]) / 4000
     assert f"{train:.0f} s of training audio" in said

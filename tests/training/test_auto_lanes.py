@@ -39,7 +39,7 @@ def _resolve(config: Config, corpus: Corpus, *processes: int) -> tuple[DataConfi
 
 @pytest.fixture(scope="module")
 def corpus(private_cache: None) -> Corpus:
-    return prepare(CLIPS, 4000)
+    return prepare(CLIPS, DataConfig(sample_rate=4000))
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_files_shorter_than_a_chunk_fill_lanes_as_others_do(
     for i in range(40):
         sf.write(tmp_path / "hits" / f"{i}.wav", audio[: rate // 10] * (1 - i / 80), rate)
     config = _auto({"tbptt_len": 1024})  # a quarter of a second
-    assert _resolve(config, prepare(tmp_path / "hits", 4000))[0].lanes == 32
+    assert _resolve(config, prepare(tmp_path / "hits", DataConfig(sample_rate=4000)))[0].lanes == 32
 
 
 def test_too_little_memory_for_anything_is_tried_all_the_same(

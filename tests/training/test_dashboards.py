@@ -25,7 +25,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from samplernn.audio.corpus import prepare
-from samplernn.config import Config, from_dict, merged
+from samplernn.config import Config, DataConfig, from_dict, merged
 from samplernn.model.baselines import BaselineBits
 from samplernn.training import dashboards, run
 from tests.conftest import TOY, toy_arguments
@@ -240,7 +240,7 @@ def test_both_get_what_the_run_is_made_of(
     """Corpus, machine and, as the current directory is no repository, no revision."""
     folder = offline[0] / "runs" / "toy"
     config = _wandb_config(records)
-    corpus = prepare(clips, 4000)
+    corpus = prepare(clips, DataConfig(sample_rate=4000))
     assert config["corpus"]["sha256"] == corpus.sha256
     assert config["corpus"]["files"] == len(corpus.files)
     assert config["hardware"]["cores"] == os.cpu_count()

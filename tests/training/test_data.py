@@ -12,25 +12,30 @@ import torch
 from torch.nn import functional as F
 
 from samplernn.audio.corpus import Corpus, locate, prepare, split
-from samplernn.audio.lanes import Lanes, Segment, cut
-from samplernn.config import Config, DataConfig
+from samplernn.audio.lanes import Lanes, Segment, cut, evaluation_lanes, quick_check
+from samplernn.config import Config, DataConfig, ModelConfig
 from samplernn.model.baselines import count_pairs
+from samplernn.model.codec import Codec
+from samplernn.model.heads import SoftmaxHead
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
 from samplernn.training.data import CorpusModule, LaneLoader
-from samplernn.training.scoring import evaluation_lanes, pair_counts, quick_check, score, to_batch
+from samplernn.training.loss import Batch
+from samplernn.training.scoring import pair_counts, score
+
+CODEC = Codec(Quantizer())
 
 
 @pytest.fixture
 def lanes(clips: Path) -> Lanes:
-    corpus = prepare(clips, 4000)
+    corpus = prepare(clips, DataConfig(sample_rate=4000))
     segments = cut(locate(corpus, split(corpus, 0).train), 8000, 1024, 4)
     return Lanes(corpus, segments, 4, 1024, seed=0)
 
 
 def test_a_loader_goes_through_epochs_in_another_order_each(lanes: Lanes) -> None:
-    loader = LaneLoader(lanes)
-    epochs = [torch.cat([batch.audio for batch in loader]) for _ in range(2)]
+    loader = LaneLoader(lanes, CODEC)
+    epochs = [torch.cat([batch.codes for batch in loader]) for _ in range(2)]
     assert len(epochs[0]) == len(epochs[1]) == 4 * len(loader)
     assert not torch.equal(epochs[0], epochs[1])
     assert loader.state_dict() == {"epoch": 1, "position": len(loader)}
@@ -39,7 +44,7 @@ def test_a_loader_goes_through_epochs_in_another_order_each(lanes: Lanes) -> Non
 @pytest.mark.parametrize("handed_out", [0, 5, None])
 def test_a_saved_position_goes_on_exactly(lanes: Lanes, handed_out: int | None) -> None:
     """None: at the very end of the epoch, where the next chunk is the first of the next epoch."""
-    loader, resumed = LaneLoader(lanes), LaneLoader(lanes)
+    loader, resumed = LaneLoader(lanes, CODEC), LaneLoader(lanes, CODEC)
     iterator = iter(loader)
     for _ in range(len(loader) if handed_out is None else handed_out):
         next(iterator)
@@ -47,13 +52,13 @@ def test_a_saved_position_goes_on_exactly(lanes: Lanes, handed_out: int | None) 
     rest = list(resumed)
     expected = list(iterator) or list(loader)
     assert len(rest) == len(expected) > 0
-    assert all(torch.equal(a.audio, b.audio) for a, b in zip(rest, expected, strict=True))
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(rest, expected, strict=True))
 
 
 @pytest.mark.parametrize("folder", ["", "guitar", "piano"])  # by file; by file of few; three files
 def test_no_second_of_audio_is_in_two_parts(clips: Path, toy_config: Config, folder: str) -> None:
     """What training and validation really read, and what is kept for the test."""
-    corpus = prepare(clips / folder, 4000)
+    corpus = prepare(clips / folder, DataConfig(sample_rate=4000))
     _assert_apart(corpus, toy_config)
 
 
@@ -62,7 +67,7 @@ def test_no_second_of_audio_is_in_two_parts_of_one_file(
 ) -> None:
     """Split by time."""
     shutil.copy(clips / "piano" / "satie_gymnopedie1_1.flac", tmp_path)
-    corpus = prepare(tmp_path, 4000)
+    corpus = prepare(tmp_path, DataConfig(sample_rate=4000))
     assert {span.path for span in split(corpus, 0).test} == {"satie_gymnopedie1_1.flac"}
     _assert_apart(corpus, toy_config)
 
@@ -87,16 +92,17 @@ def test_a_walk_in_chunks_scores_like_one_pass_over_each_whole_file(
     clips: Path, toy_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files of unequal length side by side, tails masked, state carried, a fresh start per file."""
-    monkeypatch.setattr("samplernn.training.scoring._CHUNK", 512)
-    corpus = prepare(clips / "tabla", 4000)
+    monkeypatch.setattr("samplernn.audio.lanes._EVALUATION_CHUNK", 512)
+    corpus = prepare(clips / "tabla", DataConfig(sample_rate=4000))
     spans = [(file, 0, file.num_samples) for file in corpus.files[:7]]
     torch.manual_seed(0)
     model = SampleRNN(toy_config.model).eval()
-    codes_of = Quantizer(64).int16_to_code(corpus.gain)
-    walked = score(model, map(to_batch, evaluation_lanes(corpus, spans, 8, 3).chunks(0)), codes_of)
+    codec = Codec(Quantizer(64), corpus.gain)
+    chunks = evaluation_lanes(corpus, spans, 8, 3).chunks(0)
+    walked = score(model, (Batch.of(chunk, codec) for chunk in chunks))
     nats, num_samples = 0.0, 0
     for file, start, stop in spans:
-        codes = codes_of[torch.from_numpy(corpus.read(file, start, stop).astype(np.int64)) + 32768][None]
+        codes = torch.from_numpy(codec.encode(corpus.read(file, start, stop)))[None]
         padded = F.pad(codes, (0, -codes.shape[1] % 8))
         with torch.no_grad():
             logits, _ = model(padded, model.initial_state(1))
@@ -108,18 +114,18 @@ def test_a_walk_in_chunks_scores_like_one_pass_over_each_whole_file(
 
 
 def test_pair_counts_in_pieces_are_those_of_whole_files(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = prepare(clips / "tabla", 4000)
+    corpus = prepare(clips / "tabla", DataConfig(sample_rate=4000))
     spans = [(file, 10, file.num_samples) for file in corpus.files[:3]]
-    codes_of = Quantizer(64).int16_to_code(corpus.gain).numpy()
+    codec = Codec(Quantizer(64), corpus.gain)
     monkeypatch.setattr("samplernn.training.scoring._PIECE", 1000)
-    streams = [codes_of[corpus.read(*span).astype(int) + 32768] for span in spans]
+    streams = [codec.encode(corpus.read(*span)) for span in spans]
     whole = sum(count_pairs([stream], 64) for stream in streams)
-    assert np.array_equal(pair_counts(corpus, spans, codes_of, 64), whole)
+    assert np.array_equal(pair_counts(corpus, spans, codec, SoftmaxHead(ModelConfig(q_levels=64))), whole)
 
 
 @pytest.mark.parametrize("seconds", [3.0, 12.0, 25.0, 40.0])
 def test_a_quick_check_takes_about_its_duration_from_all_over(clips: Path, seconds: float) -> None:
-    corpus = prepare(clips, 4000)
+    corpus = prepare(clips, DataConfig(sample_rate=4000))
     spans = [(file, 0, file.num_samples) for file in corpus.files]  # 36 files, 0.1 to 15 s
     chosen = quick_check(spans, DataConfig(sample_rate=4000, validation_duration=seconds))
     taken = sum(stop - start for _, start, stop in chosen)
@@ -129,7 +135,7 @@ def test_a_quick_check_takes_about_its_duration_from_all_over(clips: Path, secon
 
 
 def test_a_quick_check_of_one_long_recording_reaches_its_end(clips: Path) -> None:
-    corpus = prepare(clips / "piano", 4000)
+    corpus = prepare(clips / "piano", DataConfig(sample_rate=4000))
     spans = [(file, 0, file.num_samples) for file in corpus.files]  # three of 15 s
     everything = DataConfig(sample_rate=4000, validation_duration=45.0)
     assert quick_check(spans, everything) == spans

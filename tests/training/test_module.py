@@ -15,8 +15,8 @@ from samplernn.config import Config, from_dict, merged
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.network import State
 from samplernn.training.agreement import Agreement
+from samplernn.training.loss import Batch, chunk_nll
 from samplernn.training.module import TrainingModule
-from samplernn.training.scoring import Batch, score_chunk
 from tests.conftest import TOY
 
 
@@ -43,10 +43,10 @@ def _module(**options: dict[str, object]) -> TrainingModule:
 
 def _batch(seed: int, reset: list[bool], real: int = 64) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    audio = torch.randint(-32768, 32767, (len(reset), 64), generator=generator, dtype=torch.int16)
+    codes = torch.randint(64, (len(reset), 64), generator=generator)
     mask = torch.zeros(len(reset), 64, dtype=torch.bool)
     mask[:, :real] = True
-    return Batch(audio, mask, torch.tensor(reset))
+    return Batch(codes, mask, torch.tensor(reset))
 
 
 def test_the_loss_is_the_mean_over_real_samples_with_state_carried_and_rows_reset() -> None:
@@ -56,10 +56,9 @@ def test_the_loss_is_the_mean_over_real_samples_with_state_carried_and_rows_rese
     module.training_step(first, 0)
     loss = module.training_step(second, 1)
 
-    codes = [module.facts.quantizer.encode(batch.audio / 32768 * 0.5) for batch in (first, second)]
-    _, state = model(codes[0], model.initial_state(3))
-    logits, _ = model(codes[1], model.reset(state, second.reset))
-    nll = F.cross_entropy(logits.transpose(1, 2), codes[1], reduction="none")[:, :40]
+    _, state = model(first.codes, model.initial_state(3))
+    logits, _ = model(second.codes, model.reset(state, second.reset))
+    nll = F.cross_entropy(logits.transpose(1, 2), second.codes, reduction="none")[:, :40]
     torch.testing.assert_close(loss, nll.mean())
 
 
@@ -148,11 +147,11 @@ def test_a_loss_that_is_not_finite_spoils_the_gradients(monkeypatch: pytest.Monk
     """So all processes skip the step, though the gradient of an infinite loss may itself be finite."""
 
     def infinite(*arguments: Any) -> tuple[torch.Tensor, State]:
-        nats, state = score_chunk(*arguments)
+        nats, state = chunk_nll(*arguments)
         return nats + math.inf, state
 
     module = _module()
-    monkeypatch.setattr("samplernn.training.module.score_chunk", infinite)
+    monkeypatch.setattr("samplernn.training.module.chunk_nll", infinite)
     module.training_step(_batch(1, [True]), 0).backward()
     assert all(
         parameter.grad is not None and parameter.grad.isnan().any() for parameter in module.model.parameters()

@@ -18,7 +18,7 @@ import torch
 import samplernn
 from samplernn.audio.corpus import locate, prepare, split
 from samplernn.cli import main
-from samplernn.config import Config, from_dict, merged, to_dict
+from samplernn.config import Config, DataConfig, from_dict, merged, to_dict
 from samplernn.insight.gradients import gradients
 from samplernn.model.checkpoint import export, load
 from samplernn.model.network import SampleRNN
@@ -160,16 +160,16 @@ def test_audio_is_counted_and_scored_at_the_gain_of_its_file(
     monkeypatch.chdir(tmp_path)
     run.start(clips, _config("all", 2), "clip")
     checkpoint = load("runs/clip")
-    corpus = prepare(clips, 4000)
+    corpus = prepare(clips, DataConfig(sample_rate=4000))
     assert checkpoint.gain == corpus.gain
     spans = locate(corpus, split(corpus, 0).train)
     quiet = min(spans, key=lambda span: span[0].peak)[0]
     assert quiet.peak < 0.7 * max(file.peak for file in corpus.files)
-    to_code = checkpoint.quantizer.int16_to_code(checkpoint.gain).numpy()
     counts = np.zeros((64, 64), np.int64)
     for file, start, stop in spans:
         louder = np.rint(corpus.read(file, start, stop) * (max(f.peak for f in corpus.files) / file.peak))
-        codes = np.concatenate([[32], to_code[louder.astype(np.int64).clip(-32768, 32767) + 32768]])
+        heard = checkpoint.codec.encode(louder.clip(-32768, 32767).astype(np.int16))
+        codes = np.concatenate([[32], heard])
         np.add.at(counts, (codes[:-1], codes[1:]), 1)
     assert np.array_equal(counts, checkpoint.pair_counts)
 

@@ -268,11 +268,11 @@ from samplernn.cli import main
 from samplernn.training import module
 
 calls = 0
-score_chunk = module.score_chunk
+chunk_nll = module.chunk_nll
 
 def harmed(*arguments):
     global calls
-    nats, state = score_chunk(*arguments)
+    nats, state = chunk_nll(*arguments)
     if torch.is_grad_enabled():
         calls += 1
         if calls in (4, 9) and torch.distributed.get_rank() == 1:
@@ -283,7 +283,7 @@ def on_train_end(self):
     seen = {"weights": self.model.state_dict(), "skipped": self.gradients.read().skipped}
     torch.save(seen, f"harmed-{self.trainer.global_rank}.pt")
 
-module.score_chunk = harmed
+module.chunk_nll = harmed
 module.TrainingModule.on_train_end = on_train_end
 sys.exit(main(["train", *sys.argv[1:]]))
 """

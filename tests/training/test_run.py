@@ -29,8 +29,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import samplernn
 from samplernn import storage
 from samplernn.audio.corpus import Split, locate, prepare
+from samplernn.audio.lanes import quick_check
 from samplernn.audio.shards import open_samples
-from samplernn.config import Config, UserError, from_dict, merged, presets, to_dict
+from samplernn.config import Config, DataConfig, UserError, from_dict, merged, presets, to_dict
 from samplernn.generation.envelopes import envelopes
 from samplernn.generation.playback import Generator
 from samplernn.generation.request import Request
@@ -38,8 +39,9 @@ from samplernn.model.checkpoint import load
 from samplernn.model.network import SampleRNN, State
 from samplernn.training import run
 from samplernn.training.folder import RunFolder
+from samplernn.training.loss import Batch, chunk_nll
 from samplernn.training.module import TrainingModule
-from samplernn.training.scoring import Batch, quick_check, score_chunk, score_spans
+from samplernn.training.scoring import score_spans
 from tests.conftest import CLIPS, TOY, toy_arguments
 
 
@@ -80,7 +82,7 @@ def test_a_run_ends_with_the_score_of_its_best_checkpoint_on_the_test_split(
 ) -> None:
     said = json.loads((trained_run / "run.json").read_text())["test"]
     checkpoint = load(trained_run)
-    corpus = prepare(clips, 4000)
+    corpus = prepare(clips, DataConfig(sample_rate=4000))
     spans = quick_check(locate(corpus, Split.from_dict(checkpoint.split).test), checkpoint.config.data)
     assert said == score_spans(checkpoint, corpus, spans, "test").to_dict()
     assert said["num_samples"] == 4000  # validation_duration 1 s
@@ -348,7 +350,7 @@ def _harm(monkeypatch: pytest.MonkeyPatch, calls: Callable[[int], bool], in_loss
 
     def scored(*arguments: Any) -> tuple[torch.Tensor, State]:
         nonlocal count
-        nats, state = score_chunk(*arguments)
+        nats, state = chunk_nll(*arguments)
         if torch.is_grad_enabled():
             count += 1
             if calls(count) and in_loss:
@@ -358,7 +360,7 @@ def _harm(monkeypatch: pytest.MonkeyPatch, calls: Callable[[int], bool], in_loss
                 hook = weight.register_hook(lambda gradient: (hook.remove(), gradient * math.nan)[1])
         return nats, state
 
-    monkeypatch.setattr("samplernn.training.module.score_chunk", scored)
+    monkeypatch.setattr("samplernn.training.module.chunk_nll", scored)
 
 
 def _without_steps(monkeypatch: pytest.MonkeyPatch, missing: set[int]) -> None:
@@ -491,7 +493,7 @@ def test_validation_and_samples_are_those_of_the_average(
     monkeypatch.chdir(tmp_path)
     outcome = run.start(clips, from_dict(Config, merged(TOY, {"optim": {"ema_decay": 0.99}})), "averaged")
     checkpoint = load("runs/averaged/checkpoints/last.ckpt")
-    corpus = prepare(clips, 4000)
+    corpus = prepare(clips, DataConfig(sample_rate=4000))
     spans = quick_check(locate(corpus, Split.from_dict(checkpoint.split).validation), checkpoint.config.data)
     score = score_spans(checkpoint, corpus, spans, "validation")
     said = float(_rows(outcome.folder)[-1]["validation/bits_per_sample"])

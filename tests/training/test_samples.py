@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, Span, Split, locate, prepare
 from samplernn.audio.spectrum import level_db, long_term_spectrum, spectral_distance
-from samplernn.config import Config, from_dict, merged
+from samplernn.config import Config, DataConfig, from_dict, merged
 from samplernn.generation.files import generate
 from samplernn.model.checkpoint import load
 from samplernn.training import run
@@ -65,7 +65,7 @@ def _json(run_folder: Path, name: str) -> dict[str, Any]:
 
 
 def _parts(run_folder: Path, clips: Path) -> tuple[Corpus, Split]:
-    return prepare(clips, 4000), Split.from_dict(RunFolder(run_folder).facts["split"])
+    return prepare(clips, DataConfig(sample_rate=4000)), Split.from_dict(RunFolder(run_folder).facts["split"])
 
 
 def test_the_folder_holds_what_reports_read(sampled: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_recording_is_held_out_and_long_enough_for_a_spectrum(sampled: Path,
 def test_of_more_prompts_than_recordings_each_has_a_place_of_its_own(clips: Path, tmp_path: Path) -> None:
     shutil.copytree(clips / "guitar", tmp_path / "few")
     config = _config(samples={"prompts": 3, "duration": 0.3, "prompt_duration": 0.2})
-    corpus = prepare(tmp_path / "few", 4000)
+    corpus = prepare(tmp_path / "few", DataConfig(sample_rate=4000))
     (file, *_) = corpus.files
     one = Split((), (Span(file.path, file.sha256, 0, file.num_samples),), ())
     prompts = CorpusModule(config, corpus, one).prompts()
@@ -161,7 +161,7 @@ def test_of_more_prompts_than_recordings_each_has_a_place_of_its_own(clips: Path
 
 def test_of_little_audio_prompt_and_truth_are_shorter(clips: Path, tmp_path: Path) -> None:
     shutil.copytree(clips / "guitar", tmp_path / "few")
-    corpus = prepare(tmp_path / "few", 4000)
+    corpus = prepare(tmp_path / "few", DataConfig(sample_rate=4000))
     (file, *_) = corpus.files
     for length in (1, 2, 3, 400, 3000):
         short = Split((), (Span(file.path, file.sha256, 100, 100 + length),), ())

@@ -206,7 +206,7 @@ class Study:
     def _facts(self) -> dict[str, Any]:
         """What the audio is, and what each run is made of; decodes the audio, so that no run has to."""
         data = self.table.rows[0].config.data
-        corpus = prepare(self.folder, data.sample_rate, data.cache_dir, decode_timeout=data.decode_timeout)
+        corpus = prepare(self.folder, data)
         parts = split(corpus, data.split_seed, data.keep_takes_together)
         described = json.dumps(parts.to_dict(), sort_keys=True)
         return {

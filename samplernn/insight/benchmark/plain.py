@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from samplernn.config import Config
 from samplernn.model.cells import RNN
 from samplernn.model.network import SampleRNN, State
-from samplernn.training.scoring import Batch
+from samplernn.training.loss import Batch
 
 
 class PlainTraining:
@@ -24,11 +24,10 @@ class PlainTraining:
 
     Args:
         config: sizes, learning rate and clipping.
-        int16_to_code: lookup table, int64 ``[65536]``.
         device: where.
     """
 
-    def __init__(self, config: Config, int16_to_code: Tensor, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device) -> None:
         torch.manual_seed(config.seed_everything)
         self.model = SampleRNN(config.model, first_layer="convolution")
         for tier in self.model.tiers():
@@ -46,7 +45,6 @@ class PlainTraining:
         self._clipped = list(self.model.parameters())
         if config.trainer.gradient_clip_parameters == "recurrent":
             self._clipped = [p for tier in self.model.tiers() for p in tier.rnn.recurrent_parameters()]
-        self._int16_to_code = int16_to_code.to(device)
         self._device = device
 
     def run(self, loader: Iterable[Batch], step_done: Callable[[], bool]) -> None:
@@ -61,7 +59,7 @@ class PlainTraining:
 
     def step(self, batch: Batch, state: State) -> State:
         """One optimizer step; returns the state after the chunk."""
-        codes = self._int16_to_code[batch.audio.long() + 32768]  # [B, T]
+        codes = batch.codes  # [B, T]
         logits, state = self.model(codes, self.model.reset(state, batch.reset))
         nll = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
         loss = (nll * batch.mask.flatten()).sum() / batch.mask.sum()

@@ -28,7 +28,6 @@ from samplernn.insight.benchmark.fresh import in_fresh_process, peak_memory
 from samplernn.insight.benchmark.plain import PlainTraining
 from samplernn.insight.benchmark.results import Benchmark, Result, preset_config
 from samplernn.insight.benchmark.sizes import training_multiplications
-from samplernn.model.quantize import Quantizer
 from samplernn.training.precision import precision as resolved
 from samplernn.training.trial import Stopwatch, device_of, train_briefly, whole_loader
 
@@ -163,7 +162,7 @@ def looped_clips(config: Config, folder: Path) -> Corpus:
         folder: for the samples; empty.
     """
     data = config.data
-    clips = prepare(_CLIPS, data.sample_rate, folder / "cache", progress=False)
+    clips = prepare(_CLIPS, replace(data, cache_dir=str(folder / "cache")), progress=False)
     audio = np.concatenate([clips.read(file, 0, file.num_samples) for file in clips.files])
     chunks = max(1, round(data.segment_duration * data.sample_rate) // data.tbptt_len)
     samples = np.resize(audio, data.lanes * chunks * data.tbptt_len)
@@ -180,8 +179,7 @@ def measure(task: Task) -> Measured:
     device = device_of(config)
     if task.variant == "plain":
         watch = Stopwatch(device, task.seconds)
-        codes = Quantizer(config.model.q_levels, config.model.quantization).int16_to_code(task.corpus.gain)
-        PlainTraining(config, codes, device).run(whole_loader(config, task.corpus), watch.step_done)
+        PlainTraining(config, device).run(whole_loader(config, task.corpus), watch.step_done)
         step_seconds, dtype = watch.step_seconds, torch.float32
     else:
         trial = train_briefly(config, task.corpus, task.seconds)

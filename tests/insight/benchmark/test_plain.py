@@ -13,16 +13,11 @@ from samplernn.config import CELLS, Config, from_dict, merged
 from samplernn.insight.benchmark.plain import PlainTraining
 from samplernn.insight.benchmark.training import looped_clips
 from samplernn.model.network import SampleRNN
-from samplernn.model.quantize import Quantizer
 from samplernn.training import trial
 from samplernn.training.trial import train_briefly, whole_loader
 from tests.conftest import TOY
 
 CPU = torch.device("cpu")
-
-
-def _plain(config: Config, gain: float) -> PlainTraining:
-    return PlainTraining(config, Quantizer(config.model.q_levels).int16_to_code(gain), CPU)
 
 
 ORIGINAL = {"rnn_weight_norm": True, "top_projection": False, "linear_mlp_layer": True}
@@ -60,7 +55,7 @@ def test_it_learns_the_same_as_the_trainer(
     trained = train_briefly(config, corpus, seconds=1.0)
     assert steps == in_an_epoch + 3
     steps = 0
-    plain = _plain(config, corpus.gain)
+    plain = PlainTraining(config, CPU)
     before = {name: value.clone() for name, value in plain.model.state_dict().items()}
     plain.run(whole_loader(config, corpus), step_done)
     for name, value in plain.model.state_dict().items():
@@ -73,7 +68,7 @@ def test_nothing_in_it_is_there_for_speed(rnn: str, tmp_path: Path) -> None:
     """No compiling, no fused optimizer, no lower precision, and no operation but PyTorch's own."""
     config: Config = from_dict(Config, merged(TOY, {"model": {"rnn": rnn, "n_rnn": 2}}))
     corpus = looped_clips(config, tmp_path)
-    plain = _plain(config, corpus.gain)
+    plain = PlainTraining(config, CPU)
     assert type(plain.optimizer) is torch.optim.AdamW
     assert not any(plain.optimizer.defaults[name] for name in ("fused", "foreach", "capturable"))
     assert all(module._compiled_call_impl is None for module in plain.model.modules())

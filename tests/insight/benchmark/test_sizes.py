@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from samplernn.config import CELLS, ModelConfig
 from samplernn.insight.benchmark.sizes import training_multiplications
-from samplernn.model.heads import softmax_nll
 from samplernn.model.network import SampleRNN
+from samplernn.training.loss import summed_nll
 
 
 @pytest.mark.filterwarnings("ignore:TF32")
@@ -44,7 +44,7 @@ def test_multiplications_are_those_of_a_real_step(
     # oneDNN's LSTM is one operation that is not counted.
     with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
         logits, _ = model(codes, model.initial_state(lanes))
-        softmax_nll(logits, codes, torch.ones_like(codes, dtype=torch.bool)).backward()
+        summed_nll(model.head, logits, codes, torch.ones_like(codes, dtype=torch.bool)).backward()
     counted = counter.get_total_flops() / 2  # a multiplication and an addition each
     samples = lanes * length
     expected = samples * training_multiplications(config, first_layer, samples)
