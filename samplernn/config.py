@@ -85,7 +85,7 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-Cell = Literal[
+CellName = Literal[
     "gru",
     "lstm",
     "rnn-tanh",
@@ -96,8 +96,8 @@ Cell = Literal[
     "echo-state",
     "mingru",
 ]
-"""Recurrent cells: docs/cells.md has their equations."""
-CELLS: tuple[Cell, ...] = typing.get_args(Cell)
+"""Recurrent cells: docs/cells.md has their equations. Each is a file of samplernn/model/cells/."""
+CELLS: tuple[CellName, ...] = typing.get_args(CellName)
 
 
 _MOST_FRAME = 2**20
@@ -112,7 +112,7 @@ class ModelConfig:
 
     frame_sizes: tuple[int, ...] = (64, 16)
     """Samples per frame of every frame-level tier, slowest tier first, each divisible by the next."""
-    rnn: Cell = "gru"
+    rnn: CellName = "gru"
     """Recurrent cell of the frame-level tiers: docs/cells.md has their equations."""
     n_rnn: int = 1
     """Stacked RNN layers per frame-level tier."""

@@ -21,7 +21,7 @@ from samplernn import plots
 from samplernn.audio.corpus import AudioFile, Corpus, Split, locate, prepare
 from samplernn.config import UserError
 from samplernn.insight import words
-from samplernn.model.cells import RNN, Cell
+from samplernn.model.cells import RNN, RecurrentLayer
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.codec import Codec
 from samplernn.model.network import SampleRNN, State
@@ -377,7 +377,7 @@ def gradient_norms(unrolled: Unrolled) -> list[Tensor]:
     return norms
 
 
-def state_jacobians(cell: Cell, states: Tensor, gates_x: Tensor) -> Tensor:
+def state_jacobians(cell: RecurrentLayer, states: Tensor, gates_x: Tensor) -> Tensor:
     """Derivatives of a layer's next state by its state, the input given.
 
     Args:
@@ -397,7 +397,7 @@ def state_jacobians(cell: Cell, states: Tensor, gates_x: Tensor) -> Tensor:
     return jacobians
 
 
-def _gate_spectra(cell: Cell) -> dict[str, NDArray[np.float64]]:
+def _gate_spectra(cell: RecurrentLayer) -> dict[str, NDArray[np.float64]]:
     return {
         gate: torch.linalg.svdvals(block.detach().double()).numpy()
         for gate, block in cell.recurrent_blocks().items()
