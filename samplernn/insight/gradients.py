@@ -123,7 +123,7 @@ class TierGradients:
 
 
 @dataclass(frozen=True, eq=False)
-class Gradients:
+class GradientReach:
     """How far back a model's gradients reach."""
 
     sample_rate: int
@@ -210,7 +210,7 @@ def gradients(
     num_places: int = 32,
     progress: bool = True,
     cache_dir: str | None = None,
-) -> Gradients:
+) -> GradientReach:
     """Derive the loss at the end of stretches of audio by what each tier remembered before.
 
     The loss is the mean over the samples of the last frame of the fastest tier. The audio is what the model
@@ -264,7 +264,9 @@ def gradients(
         )
         number = checkpoint.config.model.n_tiers - index
         tiers.append(TierGradients(number, tier.frame_size, lags[::-1], each[:, ::-1], layers))
-    return Gradients(data.sample_rate, length / data.sample_rate, len(places), data.tbptt_len, tuple(tiers))
+    return GradientReach(
+        data.sample_rate, length / data.sample_rate, len(places), data.tbptt_len, tuple(tiers)
+    )
 
 
 @dataclass(frozen=True, eq=False)
