@@ -7,82 +7,40 @@ help text. Nothing here imports torch, so reading a configuration is instant.
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import itertools
 import math
-import sys
-import types
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from samplernn.messages import UserError, brief, let_everything_be_printed, one_line, require
+from samplernn.values import checked, from_dict, merged, to_dict
+
+__all__ = [
+    "CELLS",
+    "DECODE_TIMEOUT",
+    "CellName",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "SamplesConfig",
+    "TrainerConfig",
+    "UserError",
+    "brief",
+    "checked",
+    "from_dict",
+    "let_everything_be_printed",
+    "merged",
+    "one_line",
+    "presets",
+    "to_dict",
+]
+
 DECODE_TIMEOUT = 20.0
 """Default of `data.decode_timeout` in seconds."""
-
-
-class UserError(ValueError):
-    """A mistake of the user's that one line can explain: what, where, what to do.
-
-    The command line prints it without a traceback and exits with code 2. Whatever a file's name holds,
-    the message is one line (see `one_line`).
-    """
-
-    def __str__(self) -> str:
-        return one_line(super().__str__())
-
-
-def one_line(text: str) -> str:
-    r"""Text that may hold a file's name, with what cannot be printed as an escape: always one line.
-
-    A name can hold newlines, codes that command a terminal, marks that reverse the text, and (on Linux)
-    bytes that are not Unicode. Joiners stay, as they hold emoji together.
-
-    Example:
-        >>> one_line("caf\udce9\n.wav")
-        'caf\\xe9\\n.wav'
-    """
-    return "".join(char if char.isprintable() or char in "\u200c\u200d" else _escaped(char) for char in text)
-
-
-def let_everything_be_printed() -> None:
-    """Output never fails over a character: what the encoding of a terminal or pipe lacks becomes an escape.
-
-    Otherwise a file's name, or an ellipsis, would end a command after its work is done. For command lines:
-    it changes `sys.stdout` and `sys.stderr`.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if not isinstance(stream, io.TextIOWrapper):
-            continue
-        gives_bytes_back = stream.errors == "surrogateescape" and stream.encoding.lower() in ("utf-8", "utf8")
-        if not gives_bytes_back:  # that one prints names that are no Unicode as they are
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _escaped(char: str) -> str:
-    """One character as Python would write it; a byte that is not Unicode as that byte."""
-    if "\udc80" <= char <= "\udcff":
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii")
-
-
-def brief(value: Any) -> str:
-    """A value that anybody may have written, for a message: as Python writes it, cut short."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number with thousands of digits; lists in lists in lists
-        return f"a {type(value).__name__} of no use"
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
-
-
-_MOST_SHOWN = 80
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
 
 
 CellName = Literal[
@@ -100,10 +58,41 @@ CellName = Literal[
 CELLS: tuple[CellName, ...] = typing.get_args(CellName)
 
 
-_MOST_FRAME = 2**20
-_MOST_AT_ONCE = 2**31
-_MOST_UNITS = {"n_rnn": 100, "dim": 2**16}
-"""Far above what can be trained; below it a network's size is computed in an instant (see `model.entry`)."""
+# Far above what can be trained; below these a network's size is computed in an instant (see `model.entry`).
+_MAX_FRAME_SIZE = 2**20
+_MAX_DIM = 2**16
+_MAX_LAYERS = 100
+_MAX_SAMPLES_PER_STEP = 2**31
+
+
+def _require_range(
+    part: str,
+    options: Any,
+    names: str,
+    low: float,
+    high: float = math.inf,
+    *,
+    without_low: bool = False,
+    without_high: bool = False,
+    unit: str = "",
+) -> None:
+    """Raises UserError unless each of the named options (names with spaces between) is finite and in a range.
+
+    `without_low` and `without_high` leave out the bound itself.
+    """
+    for name in names.split():
+        value = getattr(options, name)
+        at_bound = (without_low and value == low) or (without_high and value == high)
+        if math.isfinite(value) and low <= value <= high and not at_bound:
+            continue
+        if high < math.inf:
+            above, below = "above " if without_low else "", "below " if without_high else ""
+            wanted = f"be from {above}{low:g} to {below}{high:g}{unit}"
+        elif without_low:
+            wanted = f"be above {low:g}{unit}"
+        else:
+            wanted = f"be at least {low:g}{unit}" if low else "not be negative"
+        raise UserError(f"{part}.{name} must {wanted}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -157,46 +146,34 @@ class ModelConfig:
     def __post_init__(self) -> None:
         sizes = self.frame_sizes
         shown = brief(list(sizes))
-        _require(len(sizes) > 0, "model.frame_sizes is empty: give at least one, such as [16]")
-        _require(all(size >= 1 for size in sizes), f"model.frame_sizes {shown}: sizes must be at least 1")
+        require(len(sizes) > 0, "model.frame_sizes is empty: give at least one, such as [16]")
+        require(all(size >= 1 for size in sizes), f"model.frame_sizes {shown}: sizes must be at least 1")
         descending = sorted(sizes, reverse=True)
-        _require(
+        require(
             list(sizes) == descending,
             f"model.frame_sizes {shown} is not slowest tier first: write {brief(descending)}",
         )
         for slow, fast in itertools.pairwise(sizes):
-            _require(
+            require(
                 slow % fast == 0 and slow > fast,
                 f"model.frame_sizes {shown}: {slow} must be a multiple of {fast}, and larger. "
                 "Sizes are samples per frame, not ratios (ratios 4 over 16 are written [64, 16])",
             )
-        _require(
-            sizes[0] <= _MOST_FRAME,
-            f"model.frame_sizes {shown}: frames of more than {_MOST_FRAME} samples are not possible",
+        require(
+            sizes[0] <= _MAX_FRAME_SIZE,
+            f"model.frame_sizes {shown}: frames of more than {_MAX_FRAME_SIZE} samples are not possible",
         )
-        for name, most in _MOST_UNITS.items():
-            value = getattr(self, name)
-            _require(value >= 1, f"model.{name} must be at least 1, got {value}")
-            _require(value <= most, f"model.{name} must be at most {most}, got {value}")
-        _require(
+        require(
             self.embedding_dim >= 0,
             f"model.embedding_dim must be at least 1, or 0 for one-hot codes, got {self.embedding_dim}",
         )
-        _require(
-            self.embedding_dim <= _MOST_UNITS["dim"],
-            f"model.embedding_dim must be at most {_MOST_UNITS['dim']}, got {self.embedding_dim}",
-        )
-        _require(math.isfinite(self.forget_bias), f"model.forget_bias must be finite, got {self.forget_bias}")
-        for name in ("leak", "density"):
-            _require(
-                0 < getattr(self, name) <= 1,
-                f"model.{name} must be above 0 and at most 1, got {getattr(self, name)}",
-            )
-        _require(
-            0 < self.spectral_radius < math.inf,
-            f"model.spectral_radius must be above 0, got {self.spectral_radius}",
-        )
-        _require(2 <= self.q_levels <= 1024, f"model.q_levels must be from 2 to 1024, got {self.q_levels}")
+        _require_range("model", self, "dim", 1, _MAX_DIM)
+        _require_range("model", self, "embedding_dim", 0, _MAX_DIM)
+        _require_range("model", self, "n_rnn", 1, _MAX_LAYERS)
+        _require_range("model", self, "leak density", 0, 1, without_low=True)
+        _require_range("model", self, "spectral_radius", 0, without_low=True)
+        _require_range("model", self, "q_levels", 2, 1024)
+        require(math.isfinite(self.forget_bias), f"model.forget_bias must be finite, got {self.forget_bias}")
 
     @property
     def lookback(self) -> int:
@@ -241,33 +218,20 @@ class DataConfig:
     together, so that nothing held out has been heard in training."""
 
     def __post_init__(self) -> None:
-        _require(
-            1000 <= self.sample_rate <= 384000,
-            f"data.sample_rate must be from 1000 to 384000 Hz, got {self.sample_rate}",
-        )
-        _require(
+        _require_range("data", self, "sample_rate", 1000, 384_000, unit=" Hz")
+        require(
             self.batch_size == "auto" or self.batch_size >= 1,
             f"data.batch_size must be at least 1, or auto, got {self.batch_size}",
         )
-        _require(self.tbptt_len >= 1, f"data.tbptt_len must be at least 1, got {self.tbptt_len}")
+        _require_range("data", self, "tbptt_len", 1)
         lanes = 1 if self.batch_size == "auto" else self.batch_size
-        _require(
-            lanes * self.tbptt_len <= _MOST_AT_ONCE,
+        require(
+            lanes * self.tbptt_len <= _MAX_SAMPLES_PER_STEP,
             f"data.batch_size x data.tbptt_len are {lanes * self.tbptt_len} samples at once: at most "
-            f"{_MOST_AT_ONCE} are possible",
+            f"{_MAX_SAMPLES_PER_STEP} are possible",
         )
-        _require(
-            self.segment_duration > 0,
-            f"data.segment_duration must be above 0 s, got {self.segment_duration}",
-        )
-        _require(
-            self.validation_duration > 0,
-            f"data.validation_duration must be above 0 s, got {self.validation_duration}",
-        )
-        _require(
-            0 < self.decode_timeout < math.inf,
-            f"data.decode_timeout must be above 0 s, got {self.decode_timeout}",
-        )
+        durations = "segment_duration validation_duration decode_timeout"
+        _require_range("data", self, durations, 0, without_low=True, unit=" s")
 
     @property
     def lanes(self) -> int:
@@ -305,13 +269,11 @@ class OptimConfig:
     step, such as 0.999; it is smaller in the first steps (0: the weights themselves)."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.lr < math.inf, f"optim.lr must be above 0, got {self.lr}")
-        _require(0 <= self.final_lr <= 1, f"optim.final_lr is a fraction from 0 to 1, got {self.final_lr}")
-        _require(self.warmup_steps >= 0, f"optim.warmup_steps must not be negative, got {self.warmup_steps}")
-        _require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
-        _require(0 <= self.ema_decay < 1, f"optim.ema_decay must be from 0 to below 1, got {self.ema_decay}")
-        _require(self.patience >= 0, f"optim.patience must not be negative, got {self.patience}")
-        _require(
+        _require_range("optim", self, "lr", 0, without_low=True)
+        _require_range("optim", self, "final_lr", 0, 1)
+        _require_range("optim", self, "warmup_steps weight_decay patience", 0)
+        _require_range("optim", self, "ema_decay", 0, 1, without_high=True)
+        require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas must be two numbers from 0 to below 1, got {list(self.betas)}",
         )
@@ -327,13 +289,7 @@ class CheckpointConfig:
     """Save after this many minutes (0: by steps alone)."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.every_steps >= 0, f"checkpoint.every_steps must not be negative, got {self.every_steps}"
-        )
-        _require(
-            self.every_minutes >= 0,
-            f"checkpoint.every_minutes must not be negative, got {self.every_minutes}",
-        )
+        _require_range("checkpoint", self, "every_steps every_minutes", 0)
 
 
 @dataclass(frozen=True)
@@ -354,24 +310,19 @@ class SamplesConfig:
     """Seed of the streams: the same at every validation, so that only the model changes."""
 
     def __post_init__(self) -> None:
-        _require(self.num >= 0, f"samples.num must not be negative, got {self.num}")
-        _require(0 < self.duration < math.inf, f"samples.duration must be above 0 s, got {self.duration}")
+        _require_range("samples", self, "num prompts", 0)
+        _require_range("samples", self, "duration prompt_duration", 0, without_low=True, unit=" s")
+        require(0 <= self.seed < 2**64, f"samples.seed must be from 0 to 2**64 - 1, got {self.seed}")
         shown = list(self.temperatures)
-        _require(len(shown) > 0, "samples.temperatures is empty: give at least one, such as [0.95]")
-        _require(
+        require(len(shown) > 0, "samples.temperatures is empty: give at least one, such as [0.95]")
+        require(
             all(0 <= temperature < math.inf for temperature in shown),
             f"samples.temperatures must not be negative, got {shown}",
         )
-        _require(
+        require(
             len({f"{temperature:.2f}" for temperature in shown}) == len(shown),
             f"samples.temperatures {shown}: two are the same to two decimals",
         )
-        _require(self.prompts >= 0, f"samples.prompts must not be negative, got {self.prompts}")
-        _require(
-            0 < self.prompt_duration < math.inf,
-            f"samples.prompt_duration must be above 0 s, got {self.prompt_duration}",
-        )
-        _require(0 <= self.seed < 2**64, f"samples.seed must be from 0 to 2**64 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -414,25 +365,20 @@ class TrainerConfig:
     """Give up when a process has not answered the others for so long: it is frozen, or its machine gone."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.max_steps == -1 or self.max_steps >= 1,
             f"trainer.max_steps must be -1 or at least 1, got {self.max_steps}",
         )
-        _require(
+        require(
             self.max_epochs == -1 or self.max_epochs >= 1,
             f"trainer.max_epochs must be -1 or at least 1, got {self.max_epochs}",
         )
-        for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "num_nodes"):
-            _require(
-                getattr(self, name) >= 1, f"trainer.{name} must be at least 1, got {getattr(self, name)}"
-            )
-        _require(
+        counts = "val_check_interval log_every_n_steps accumulate_grad_batches num_nodes"
+        _require_range("trainer", self, counts, 1)
+        _require_range("trainer", self, "process_timeout_minutes", 0, without_low=True)
+        require(
             self.gradient_clip_val is None or self.gradient_clip_val > 0,
             f"trainer.gradient_clip_val must be above 0 or null, got {self.gradient_clip_val}",
-        )
-        _require(
-            self.process_timeout_minutes > 0,
-            f"trainer.process_timeout_minutes must be above 0, got {self.process_timeout_minutes}",
         )
         self.max_seconds  # noqa: B018  (raises on a malformed time)
 
@@ -442,13 +388,13 @@ class TrainerConfig:
         if self.max_time is None:
             return math.inf
         parts = self.max_time.split(":")
-        _require(
+        require(
             len(parts) == 4 and all(part.isdecimal() and part.isascii() for part in parts),
             f"trainer.max_time must look like DD:HH:MM:SS (ten minutes: 00:00:10:00), got {self.max_time!r}",
         )
         days, hours, minutes, seconds = (int(part) for part in parts)
         total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-        _require(total > 0, f"trainer.max_time must be above zero, got {self.max_time!r}")
+        require(total > 0, f"trainer.max_time must be above zero, got {self.max_time!r}")
         return float(total)
 
 
@@ -476,151 +422,21 @@ class Config:
 
     def __post_init__(self) -> None:
         lookback = self.model.lookback
-        _require(
+        require(
             0 <= self.seed_everything < 2**32,
             f"seed_everything must be from 0 to 2**32 - 1, got {self.seed_everything}",
         )
-        _require(
+        require(
             not self.optim.ema_decay or self.trainer.precision != "bf16-true",
             f"optim.ema_decay {self.optim.ema_decay}: bf16-true weights are too coarse to be averaged; "
             "take trainer.precision bf16-mixed",
         )
         nearest = max(1, round(self.data.tbptt_len / lookback)) * lookback
-        _require(
+        require(
             self.data.tbptt_len % lookback == 0,
             f"data.tbptt_len {self.data.tbptt_len} is not a multiple of the largest frame "
             f"(model.frame_sizes[0] = {lookback}): take {nearest}",
         )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested plain dicts, lists and scalars, ready for YAML, JSON or a checkpoint."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
-
-
-RENAMED: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "samples.temperature": ("temperatures", lambda value: [value]),
-}
-"""What options were called in earlier configurations and checkpoints: the present name, and how the value is
-written now. Where both are given, the present one counts."""
-
-
-def _with_present_names(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same options under the names that they have now (see `RENAMED`)."""
-    present: dict[str, Any] = {}
-    for key, value in values.items():
-        if f"{where}{key}" not in RENAMED:
-            present[key] = value
-            continue
-        name, converted = RENAMED[f"{where}{key}"]
-        if name not in values:
-            present[name] = converted(value)
-    return present
-
-
-def from_dict(cls: type[Any], values: dict[str, Any], where: str = "") -> Any:
-    """Inverse of `to_dict`. Reads what earlier versions wrote, too.
-
-    Args:
-        cls: one of the dataclasses of this module.
-        values: nested plain values; missing keys take their defaults.
-        where: dotted prefix for error messages.
-
-    Raises:
-        UserError: a key that `cls` does not know, or a value of the wrong type.
-    """
-    _require(isinstance(values, dict), f"{where.rstrip('.') or 'it'} must be a table, got {brief(values)}")
-    hints = typing.get_type_hints(cls)
-    arguments: dict[str, Any] = {}
-    for key, value in _with_present_names(values, where).items():
-        if key not in hints:
-            name = " ".join(f"{where}{key}".split())[:_MOST_SHOWN]
-            raise UserError(f"unknown option {name}; known here: {', '.join(sorted(hints))}")
-        arguments[key] = checked(value, hints[key], f"{where}{key}")
-    for entry in dataclasses.fields(cls):
-        is_needed = entry.default is entry.default_factory is dataclasses.MISSING
-        _require(entry.name in arguments or not is_needed, f"{where}{entry.name} is missing")
-    return cls(**arguments)
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested options `base` with those in `changes` put in their place; neither is changed."""
-    result = dict(base)
-    for key, value in changes.items():
-        inner = result.get(key)
-        if isinstance(inner, dict) and isinstance(value, dict):
-            value = merged(inner, value)
-        result[key] = value
-    return result
-
-
-def checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` as an instance of `hint`.
-
-    Args:
-        value: anything that YAML, JSON or a checkpoint can hold.
-        hint: one of the kinds of type that dataclasses of plain values use: `bool`, `int`, `float`, `str`,
-            `dict`, a dataclass, a `Literal`, ``tuple[X, ...]``, ``list[X]``, ``dict[str, X]``, a union.
-        name: of the value, for error messages.
-
-    Raises:
-        UserError: it is none.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if dataclasses.is_dataclass(hint):
-        _require(isinstance(value, dict), f"{name} must hold options of its own, got {brief(value)}")
-        return from_dict(typing.cast(type, hint), value, f"{name}.")
-    if origin is Literal:
-        fits = any(value == known and type(value) is type(known) for known in arguments)
-        _require(fits, f"{name} must be one of {', '.join(map(str, arguments))}, got {brief(value)}")
-        return value
-    if origin in (tuple, list):
-        _require(isinstance(value, list | tuple), f"{name} must be a list, got {brief(value)}")
-        return origin(checked(item, arguments[0], name) for item in value)
-    if origin is dict:
-        _require(
-            isinstance(value, dict) and all(isinstance(key, str) for key in value),
-            f"{name} must be a table, got {brief(value)}",
-        )
-        return {
-            key: checked(item, arguments[1], f"{name}.{key}"[:_MOST_SHOWN]) for key, item in value.items()
-        }
-    return _one_of(value, arguments if origin in (types.UnionType, typing.Union) else (hint,), name)
-
-
-def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
-    """`value` as an instance of one of the types of a union, dataclasses and literals among them."""
-    if value is None and type(None) in kinds:
-        return None
-    tables = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
-    if tables and isinstance(value, dict):
-        return checked(value, tables[0], name)
-    literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
-    words = tuple(word for literal in literals for word in typing.get_args(literal))
-    if isinstance(value, str) and value in words:
-        return value
-    wanted = tuple(kind for kind in kinds if kind not in (type(None), *literals, *tables))
-    if float in wanted and isinstance(value, int | str) and not isinstance(value, bool):
-        if isinstance(value, str) and str in wanted:
-            return value
-        try:
-            return float(value)  # YAML reads 1e-3 as a string
-        except (ValueError, OverflowError):
-            pass
-    fits = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
-    allowed = " or ".join([*(kind.__name__ for kind in wanted), *(["table"] if tables else []), *words])
-    _require(fits, f"{name} must be of type {allowed}, got {brief(value)}")
-    is_number = not isinstance(value, int) or -(2**64) < value < 2**64  # larger ones cannot even be printed
-    _require(is_number, f"{name} must have at most 64 bits, got {brief(value)}")
-    return value
 
 
 NO_PRESETS = ("sweep", "ablations")

@@ -18,7 +18,9 @@ PACKAGE = Path(samplernn.__file__).parent
 # What stands further down may import what stands further up; rooms of one line do not know each other.
 ROOMS = [
     {"__init__"},
-    {"config", "signals"},
+    {"messages", "signals"},
+    {"values"},
+    {"config"},
     {"plots", "locks", "reading", "storage"},
     {"audio", "model"},
     {"generation"},

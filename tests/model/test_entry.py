@@ -68,10 +68,10 @@ def _without(key: str) -> Change:
 
 
 VALUES: list[tuple[str, Change, str]] = [
-    ("dim", _set("config.model.dim", 10**9), "model.dim must be at most 65536, got 1000000000"),
-    ("layers", _set("config.model.n_rnn", 10**9), "model.n_rnn must be at most 100, got 1000000000"),
+    ("dim", _set("config.model.dim", 10**9), "model.dim must be from 1 to 65536, got 1000000000"),
+    ("layers", _set("config.model.n_rnn", 10**9), "model.n_rnn must be from 1 to 100, got 1000000000"),
     ("frame", _set("config.model.frame_sizes", [2**60, 2]), "frames of more than 1048576 samples"),
-    ("embedding", _set("config.model.embedding_dim", 10**9), "model.embedding_dim must be at most 65536"),
+    ("embedding", _set("config.model.embedding_dim", 10**9), "model.embedding_dim must be from 0 to 65536"),
     ("levels", _set("config.model.q_levels", 10**9), "model.q_levels must be from 2 to 1024"),
     ("long number", _set("config.model.dim", 10**70), "model.dim must have at most 64 bits"),
     ("long float", _set("config.optim.lr", 10**400), "optim.lr must be of type float, got 1000"),
@@ -292,7 +292,7 @@ def test_every_command_says_it_in_one_line(
     assert main(command) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == "error: model/config.yaml: model.dim must be at most 65536, got 1000000000\n"
+    assert said.err == "error: model/config.yaml: model.dim must be from 1 to 65536, got 1000000000\n"
 
 
 def test_info_refuses_what_cannot_generate(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
