@@ -448,8 +448,8 @@ def test_one_layer_has_no_skips() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"leak": 0.0}, "model.leak must be above 0 and at most 1, got 0.0"),
-        ({"density": 1.5}, "model.density must be above 0 and at most 1, got 1.5"),
+        ({"leak": 0.0}, "model.leak must be from above 0 to 1, got 0.0"),
+        ({"density": 1.5}, "model.density must be from above 0 to 1, got 1.5"),
         ({"density": math.nan}, "model.density"),
         ({"spectral_radius": 0.0}, "model.spectral_radius must be above 0, got 0.0"),
         ({"spectral_radius": math.inf}, "model.spectral_radius"),

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samplernn.generation.engines import cuda_kernels, cuda_program
-from samplernn.generation.engines.base import EngineState, heard, require_one
-from samplernn.generation.engines.cuda_weights import Packed, round_up
+from samplernn.generation.engines.base import Engine, EngineState, round_up
+from samplernn.generation.engines.cuda_weights import Packed
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN, State
 
@@ -66,7 +66,7 @@ class Tiles(NamedTuple):
         return 2 * self.BM if self.IS_PAIR else self.BM
 
 
-class CudaEngine:
+class CudaEngine(Engine):
     """See `samplernn.generation.engines.base.Engine`.
 
     Args:
@@ -85,12 +85,7 @@ class CudaEngine:
     def __init__(
         self, model: SampleRNN, dtype: str = "bfloat16", device: torch.device | str | None = None
     ) -> None:
-        self.dtype = dtype
-        self.device = _device(model) if device is None else torch.device(device)
-        if self.device == torch.device("cuda"):
-            self.device = torch.device("cuda", torch.cuda.current_device())
-        self.model = model.folded().float().to(self.device)
-        self.lookback = model.lookback
+        super().__init__(model, dtype, _device(model) if device is None else torch.device(device))
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._packed = Packed(self.model, self._dtype, self.device)
         self._blocks, self._shared_memory = 1, 0
@@ -131,16 +126,9 @@ class CudaEngine:
         if not all(torch.equal(codes[0], drawn[0][0]) for codes in drawn):
             raise RuntimeError("a stream depends on its neighbours")
 
-    @torch.inference_mode()
-    def start(self, num_streams: int) -> None:
-        position = torch.zeros(num_streams, dtype=torch.int64)
-        self._state = EngineState(self.model.initial_state(num_streams), position)
-
-    @torch.inference_mode()
-    def prefill(self, codes: Tensor) -> None:
-        require_one(self._state)
+    def _hear(self, codes: Tensor) -> None:
         with _exact():
-            self._state = heard(self.model, self._state, codes.to(self.device))
+            super()._hear(codes)
 
     @torch.inference_mode()
     def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
@@ -154,16 +142,6 @@ class CudaEngine:
     def score(self, codes: Tensor) -> Tensor:
         unused = Randomness(0, (0,) * len(codes))
         return self._run(codes.shape[1], codes, unused, Sampling(), torch.zeros(len(codes), 0))[1]
-
-    def export_state(self) -> EngineState:
-        network = self._state.network
-        rnn = tuple(tier.detach().cpu().clone() for tier in network.rnn)
-        return EngineState(State(network.history.cpu().clone(), rnn), self._state.position)
-
-    def import_state(self, state: EngineState) -> None:
-        network = state.network
-        rnn = tuple(tier.to(self.device) for tier in network.rnn)
-        self._state = EngineState(State(network.history.to(self.device), rnn), state.position)
 
     def _run(
         self,
@@ -182,8 +160,7 @@ class CudaEngine:
             sampling: how to draw.
             temperatures: as the program wants them, float32 ``[B, length]``.
         """
-        if length % self.lookback:
-            raise ValueError(f"length {length} is not a multiple of the largest frame, {self.lookback}")
+        self._require_whole_frames(length)
         state, num = self._state, len(self._state.position)
         at_once = min(_AT_ONCE, max(32, _CONDITIONING // (self._packed.ratios * self._packed.dim)))
         per_launch = min(_PER_LAUNCH, 64 * _PER_LAUNCH // min(num, at_once))
