@@ -20,7 +20,7 @@ from samplernn.config import Config, UserError, let_everything_be_printed, to_di
 
 if TYPE_CHECKING:
     from samplernn.insight.activations import Activations
-    from samplernn.insight.gradients import Gradients
+    from samplernn.insight.gradients import GradientReach
     from samplernn.model.checkpoint import Checkpoint
 
 Verb = Callable[[list[str]], int]
@@ -395,7 +395,7 @@ def _picture(given: str | None, is_json: bool, default: str) -> Path | None:
     return Path(given)
 
 
-def _show(found: Activations | Gradients, is_json: bool, out: Path | None) -> int:
+def _show(found: Activations | GradientReach, is_json: bool, out: Path | None) -> int:
     """Print what was found and draw it."""
     from samplernn import plots
 

@@ -20,7 +20,7 @@ from samplernn.values import checked, from_dict, merged, to_dict
 __all__ = [
     "CELLS",
     "DECODE_TIMEOUT",
-    "Cell",
+    "CellName",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -43,7 +43,7 @@ DECODE_TIMEOUT = 20.0
 """Default of `data.decode_timeout` in seconds."""
 
 
-Cell = Literal[
+CellName = Literal[
     "gru",
     "lstm",
     "rnn-tanh",
@@ -54,8 +54,8 @@ Cell = Literal[
     "echo-state",
     "mingru",
 ]
-"""Recurrent cells: docs/cells.md has their equations."""
-CELLS: tuple[Cell, ...] = typing.get_args(Cell)
+"""Recurrent cells: docs/cells.md has their equations. Each is a file of samplernn/model/cells/."""
+CELLS: tuple[CellName, ...] = typing.get_args(CellName)
 
 
 # Far above what can be trained; below these a network's size is computed in an instant (see `model.entry`).
@@ -101,7 +101,7 @@ class ModelConfig:
 
     frame_sizes: tuple[int, ...] = (64, 16)
     """Samples per frame of every frame-level tier, slowest tier first, each divisible by the next."""
-    rnn: Cell = "gru"
+    rnn: CellName = "gru"
     """Recurrent cell of the frame-level tiers: docs/cells.md has their equations."""
     n_rnn: int = 1
     """Stacked RNN layers per frame-level tier."""

@@ -61,7 +61,7 @@ class Reference:
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class AuditionStream:
     """One stream."""
 
     checkpoint: str
@@ -128,7 +128,7 @@ def audition(
     count = sum((len(some) + 1) * len(temperatures) * seeds for some in prompts)
     if count > _MOST_CELLS:
         raise UserError(f"{count} streams are more than anybody listens to; ask for at most {_MOST_CELLS}")
-    cells: list[Cell] = []
+    cells: list[AuditionStream] = []
     references = []
     for name, checkpoint, some in zip(names, loaded, prompts, strict=True):
         reference = _reference(checkpoint, some)
@@ -174,7 +174,7 @@ def _generate(
     prompts: Sequence[Prompt],
     seeds: int,
     duration: float,
-) -> list[Cell]:
+) -> list[AuditionStream]:
     """All cells of one checkpoint: one batch without prompts, one with."""
     generator = Generator(checkpoint)
     rate = generator.sample_rate
@@ -199,7 +199,7 @@ def _generate(
         for (prompt, each, stream), samples in zip(plan, audio, strict=True):
             traps = traps_in(samples, generator.expected, rate, hop) if is_guarded else []
             cells.append(
-                Cell(
+                AuditionStream(
                     name,
                     each,
                     prompt,
@@ -229,7 +229,7 @@ def _command(
 
 
 def _document(
-    cells: Sequence[Cell], names: Sequence[str], references: Sequence[Reference], duration: float
+    cells: Sequence[AuditionStream], names: Sequence[str], references: Sequence[Reference], duration: float
 ) -> str:
     trapped = sum(bool(cell.traps) for cell in cells)
     of = _short(names[0], names) if len(names) == 1 else f"{len(names)} checkpoints"
@@ -267,7 +267,7 @@ def _document(
     return page.page(f"{of} – samplernn audition", *parts)
 
 
-def _prompts(cells: Sequence[Cell], room: page.Room) -> list[Html]:
+def _prompts(cells: Sequence[AuditionStream], room: page.Room) -> list[Html]:
     """What was heard, the beginning of each."""
     heard = {str(cell.prompt.file or cell.prompt.sha256): cell for cell in cells if cell.prompt}
     cards = []
@@ -280,9 +280,9 @@ def _prompts(cells: Sequence[Cell], room: page.Room) -> list[Html]:
     return cards
 
 
-def _summary(cells: Sequence[Cell], names: Sequence[str]) -> Html:
+def _summary(cells: Sequence[AuditionStream], names: Sequence[str]) -> Html:
     """Per checkpoint and temperature: how near, how many traps."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    groups: dict[tuple[str, str], list[AuditionStream]] = {}
     for cell in cells:
         groups.setdefault((cell.checkpoint, str(cell.temperature)), []).append(cell)
     rows = []
@@ -296,14 +296,16 @@ def _summary(cells: Sequence[Cell], names: Sequence[str]) -> Html:
     return page.table(["checkpoint", *header] if len(names) > 1 else header, rows)
 
 
-def _mean_merit(cells: Sequence[Cell]) -> tuple[float, float]:
+def _mean_merit(cells: Sequence[AuditionStream]) -> tuple[float, float]:
     return (
         float(np.mean([bool(cell.traps) for cell in cells])),
         float(np.mean([cell.distance_db for cell in cells])),
     )
 
 
-def _cards(cells: Sequence[Cell], names: Sequence[str], room: page.Room) -> tuple[list[Html], list[Cell]]:
+def _cards(
+    cells: Sequence[AuditionStream], names: Sequence[str], room: page.Room
+) -> tuple[list[Html], list[AuditionStream]]:
     """Players as far as they fit, the best first, and the cells that did not."""
     cards: list[Html] = []
     left_out = []
@@ -317,7 +319,7 @@ def _cards(cells: Sequence[Cell], names: Sequence[str], room: page.Room) -> tupl
     return cards, left_out
 
 
-def _with_prompt(cell: Cell) -> page.Sound:
+def _with_prompt(cell: AuditionStream) -> page.Sound:
     """What was generated, after the end of what it continues."""
     if not cell.prompt:
         return page.Sound(cell.audio, cell.sample_rate)
@@ -328,7 +330,7 @@ def _with_prompt(cell: Cell) -> page.Sound:
     return page.Sound(np.concatenate([tail, cell.audio]), cell.sample_rate, mark)
 
 
-def _words(cell: Cell, names: Sequence[str]) -> str:
+def _words(cell: AuditionStream, names: Sequence[str]) -> str:
     parts = [_short(cell.checkpoint, names)] if len(names) > 1 else []
     parts += [f"temperature {cell.temperature}", f"stream {cell.stream}"]
     if cell.prompt:
@@ -346,7 +348,7 @@ def _title(prompt: Prompt) -> str:
     return prompt.file.name if prompt.file else "samples"
 
 
-def _badges(cell: Cell) -> list[Html]:
+def _badges(cell: AuditionStream) -> list[Html]:
     found = [
         page.badge(f"{trap.kind} since {trap.begin / cell.sample_rate:.1f} s", "bad")
         for trap in {trap.kind: trap for trap in reversed(cell.traps)}.values()

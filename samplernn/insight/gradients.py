@@ -21,7 +21,7 @@ from samplernn import plots
 from samplernn.audio.corpus import AudioFile, Corpus, Split, locate, prepare
 from samplernn.config import UserError
 from samplernn.insight import words
-from samplernn.model.cells import RNN, Cell
+from samplernn.model.cells import RNN, RecurrentLayer
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.codec import Codec
 from samplernn.model.network import SampleRNN, State
@@ -123,7 +123,7 @@ class TierGradients:
 
 
 @dataclass(frozen=True, eq=False)
-class Gradients:
+class GradientReach:
     """How far back a model's gradients reach."""
 
     sample_rate: int
@@ -210,7 +210,7 @@ def gradients(
     num_places: int = 32,
     progress: bool = True,
     cache_dir: str | None = None,
-) -> Gradients:
+) -> GradientReach:
     """Derive the loss at the end of stretches of audio by what each tier remembered before.
 
     The loss is the mean over the samples of the last frame of the fastest tier. The audio is what the model
@@ -264,7 +264,9 @@ def gradients(
         )
         number = checkpoint.config.model.n_tiers - index
         tiers.append(TierGradients(number, tier.frame_size, lags[::-1], each[:, ::-1], layers))
-    return Gradients(data.sample_rate, length / data.sample_rate, len(places), data.tbptt_len, tuple(tiers))
+    return GradientReach(
+        data.sample_rate, length / data.sample_rate, len(places), data.tbptt_len, tuple(tiers)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,7 +379,7 @@ def gradient_norms(unrolled: Unrolled) -> list[Tensor]:
     return norms
 
 
-def state_jacobians(cell: Cell, states: Tensor, gates_x: Tensor) -> Tensor:
+def state_jacobians(cell: RecurrentLayer, states: Tensor, gates_x: Tensor) -> Tensor:
     """Derivatives of a layer's next state by its state, the input given.
 
     Args:
@@ -397,7 +399,7 @@ def state_jacobians(cell: Cell, states: Tensor, gates_x: Tensor) -> Tensor:
     return jacobians
 
 
-def _gate_spectra(cell: Cell) -> dict[str, NDArray[np.float64]]:
+def _gate_spectra(cell: RecurrentLayer) -> dict[str, NDArray[np.float64]]:
     return {
         gate: torch.linalg.svdvals(block.detach().double()).numpy()
         for gate, block in cell.recurrent_blocks().items()

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from samplernn.config import ModelConfig
 from samplernn.model.cells import RNN
 from samplernn.model.heads import Head, head_of
+from samplernn.model.weights import effective, row_lengths
 
 
 class State(NamedTuple):
@@ -190,9 +191,9 @@ class FrameLevelTier(nn.Module):
         self.input_projection: Linear | None = None
         if config.top_projection or frame_size < config.lookback:
             self.input_projection = Linear(frame_size, config.dim, config.weight_norm)
-            if config.rnn == "echo-state":  # whatever enters a reservoir is fixed
-                self.input_projection.requires_grad_(False)
         self.rnn = RNN(config, None if self.input_projection else frame_size)
+        if self.input_projection is not None and self.rnn.cell_class.has_fixed_inputs:
+            self.input_projection.requires_grad_(False)
         # Learned upsampling: each of the `ratio` positions has its own weights and bias.
         self.upsampling = Linear(config.dim, ratio * config.dim, config.weight_norm)
 
@@ -366,10 +367,7 @@ def table_gradient_by_products(windows: Tensor, grad: Tensor, shape: tuple[int, 
 
 
 class Linear(nn.Module):
-    """Affine layer with optional weight normalisation ``g · v / |v|`` per output unit.
-
-    g starts at |v|, so that weight norm leaves the initial function unchanged
-    (Salimans & Kingma, 2016, arXiv:1602.07868).
+    """Affine layer with optional weight normalisation per output unit (see `weights`).
 
     Args:
         in_features: size of the input.
@@ -393,13 +391,11 @@ class Linear(nn.Module):
         bound = math.sqrt((6 if init == "he" else 3) / (fan_in or in_features))
         self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        self.g = nn.Parameter(self.weight.detach().norm(dim=1)) if weight_norm else None
+        self.g = nn.Parameter(row_lengths(self.weight)) if weight_norm else None
 
     def effective_weight(self) -> Tensor:
         """The matrix that multiplies the input, ``[out, in]``."""
-        if self.g is None:
-            return self.weight
-        return torch._weight_norm(self.weight, self.g[:, None])
+        return effective(self.weight, self.g)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.effective_weight(), self.bias)

@@ -57,7 +57,7 @@ _DISCREET: dict[str, Any] = {
 }
 
 
-class Cell(NamedTuple):
+class GridStream(NamedTuple):
     """A generated stream, as an entry of a grid."""
 
     title: str
@@ -82,7 +82,7 @@ class Dashboard(Protocol):
     def show_picture(self, name: str, picture: bytes, step: int) -> None:
         """Show an image, a PNG file, as what `name` looks like at `step`."""
 
-    def show_grid(self, name: str, cells: Sequence[Cell], sample_rate: int, step: int) -> None:
+    def show_grid(self, name: str, cells: Sequence[GridStream], sample_rate: int, step: int) -> None:
         """Show streams, at `sample_rate` Hz, as the rows that the table `name` has for `step`."""
 
 
@@ -126,7 +126,7 @@ class TensorBoard(TensorBoardLogger):
         value = Summary.Value(tag=name, image=image)
         self.experiment._get_file_writer().add_summary(Summary(value=[value]), step)
 
-    def show_grid(self, name: str, cells: Sequence[Cell], sample_rate: int, step: int) -> None:
+    def show_grid(self, name: str, cells: Sequence[GridStream], sample_rate: int, step: int) -> None:
         """TensorBoard has no tables: its audio and pictures stand side by side already."""
 
 
@@ -186,7 +186,7 @@ class Wandb(Logger):
 
         self._attempt(show)
 
-    def show_grid(self, name: str, cells: Sequence[Cell], sample_rate: int, step: int) -> None:
+    def show_grid(self, name: str, cells: Sequence[GridStream], sample_rate: int, step: int) -> None:
         """See `Dashboard`. One table per step: one that grew would be uploaded whole each time."""
         import wandb
 

@@ -1,6 +1,6 @@
 """What happens to the gradients of a step: measured per tier, clipped, and refused where not finite.
 
-Everything stays on the device; the host waits for it only in `Gradients.read`.
+Everything stays on the device; the host waits for it only in `GradientControl.read`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from samplernn.model.network import SampleRNN
 
 
 class Reading(NamedTuple):
-    """What `Gradients` has found."""
+    """What `GradientControl` has found."""
 
     norms: dict[str, float]
     """``grad_norm`` and ``grad_norm/tier<n>``, before clipping: means over the steps that were taken since
@@ -25,7 +25,7 @@ class Reading(NamedTuple):
     """How many of them were the last ones of this session."""
 
 
-class Gradients:
+class GradientControl:
     """Measures, clips and judges the gradients of every step of a network.
 
     A step is skipped, weights and moments untouched, when the norm of its gradients is not finite. A fused

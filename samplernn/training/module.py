@@ -27,7 +27,7 @@ from samplernn.model.checkpoint import ENTRY, Checkpoint
 from samplernn.model.network import SampleRNN, State
 from samplernn.training.agreement import Agreed, Agreement
 from samplernn.training.data import lane_loader
-from samplernn.training.gradients import Gradients, fused_optimizer_works, keep_fused
+from samplernn.training.gradients import GradientControl, fused_optimizer_works, keep_fused
 from samplernn.training.loss import Batch, BitCount, chunk_nll
 from samplernn.training.precision import precision
 
@@ -64,7 +64,7 @@ class TrainingModule(pl.LightningModule):
         """The same network with the moving average of its weights, if there is one."""
         if self.config.optim.ema_decay:
             self.averaged = copy.deepcopy(self.model).requires_grad_(False)
-        self.gradients = Gradients(self.model, self.config.trainer.gradient_clip_parameters)
+        self.gradients = GradientControl(self.model, self.config.trainer.gradient_clip_parameters)
         self.planned_steps_per_epoch = planned_steps_per_epoch
         self.clock = Clock()
         self.agreement = Agreement()

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from samplernn.config import Config
-from samplernn.model.cells.torch_backed import has_narrow_lstm
+from samplernn.model.cells.lstm import has_narrow_lstm
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 

@@ -37,7 +37,7 @@ from samplernn.generation.playback import BLOCK_SECONDS, Generator
 from samplernn.generation.prompts import Prompt
 from samplernn.generation.request import Request
 from samplernn.model.checkpoint import Checkpoint
-from samplernn.training.dashboards import Cell, Dashboard
+from samplernn.training.dashboards import Dashboard, GridStream
 from samplernn.training.data import HeldOut
 from samplernn.training.module import TrainingModule
 
@@ -207,7 +207,9 @@ class Samples(pl.Callback):
                 print(error, file=sys.stderr, flush=True)
             self._cannot_draw = True
         cells = [
-            Cell(stream.title, stream.temperature, self.config.seed, stream.number, stream.prompt, samples)
+            GridStream(
+                stream.title, stream.temperature, self.config.seed, stream.number, stream.prompt, samples
+            )
             for stream, samples in zip(self.streams, audio, strict=True)
         ]
         for dashboard in self.dashboards:

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samplernn.config import CELLS, ModelConfig, UserError
-from samplernn.model.cells import RNN, matrices, mingru, torch_backed
-from samplernn.model.cells.simple import reservoir
+from samplernn.insight.benchmark.sizes import recurrent_matrices
+from samplernn.model.cells import RNN, mingru
+from samplernn.model.cells import lstm as torch_lstm
+from samplernn.model.cells.echo_state import reservoir
 from samplernn.model.network import SampleRNN
 
 Array = NDArray[np.float64]
@@ -237,7 +239,7 @@ def test_an_lstm_is_computed_in_float32_where_autocast_has_none(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     """Whatever enters it: float32, or what autocast has narrowed."""
-    monkeypatch.setattr(torch_backed, "has_narrow_lstm", lambda dtype: False)
+    monkeypatch.setattr(torch_lstm, "has_narrow_lstm", lambda dtype: False)
     rnn = random_rnn("lstm", torch.float32, n_rnn=2, **options)
     x, state = inputs_of(rnn, torch.float32)
     for inputs in (x, x.bfloat16()):
@@ -249,7 +251,7 @@ def test_an_lstm_is_computed_in_float32_where_autocast_has_none(
 
 def test_a_processor_is_asked_for_a_narrow_lstm_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes no random numbers, and is no part of what autograd keeps for others."""
-    ask = torch_backed.has_narrow_lstm.__wrapped__
+    ask = torch_lstm.has_narrow_lstm.__wrapped__
     before = torch.get_rng_state()
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
@@ -397,7 +399,7 @@ def test_names_and_sizes_are_known_without_memory(name: str, skips: bool) -> Non
     assert {n: v.shape for n, v in empty.state_dict().items()} == {
         n: v.shape for n, v in full.state_dict().items()
     }
-    assert 0 <= matrices(config).trained <= matrices(config).total
+    assert 0 <= recurrent_matrices(config).trained <= recurrent_matrices(config).total
 
 
 def test_checkpoints_of_earlier_versions_have_the_names_of_pytorchs_layers() -> None:
@@ -446,8 +448,8 @@ def test_one_layer_has_no_skips() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"leak": 0.0}, "model.leak must be above 0 and at most 1, got 0.0"),
-        ({"density": 1.5}, "model.density must be above 0 and at most 1, got 1.5"),
+        ({"leak": 0.0}, "model.leak must be from above 0 to 1, got 0.0"),
+        ({"density": 1.5}, "model.density must be from above 0 to 1, got 1.5"),
         ({"density": math.nan}, "model.density"),
         ({"spectral_radius": 0.0}, "model.spectral_radius must be above 0, got 0.0"),
         ({"spectral_radius": math.inf}, "model.spectral_radius"),

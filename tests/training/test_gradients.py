@@ -19,7 +19,7 @@ from samplernn.config import Config, from_dict, merged
 from samplernn.model.network import SampleRNN
 from samplernn.model.quantize import Quantizer
 from samplernn.training import run
-from samplernn.training.gradients import Gradients, fused_optimizer_works, keep_fused
+from samplernn.training.gradients import GradientControl, fused_optimizer_works, keep_fused
 from tests.conftest import TOY
 
 
@@ -62,7 +62,7 @@ def test_the_norms_are_those_before_clipping_and_the_clipping_is_that_of_torch(
     top, middle = model.tiers()
     parts = {"/tier3": top, "/tier2": middle, "/tier1": model.sample_level_mlp, "": model}
     expected = {f"grad_norm{name}": _gradients(part).norm().item() for name, part in parts.items()}
-    gradients = Gradients(model)
+    gradients = GradientControl(model)
     gradients.judge(_adam(model, fused=True), clip_val, "norm")
     assert gradients.read().norms == pytest.approx(expected, rel=1e-5)
     nn.utils.clip_grad_norm_(other.parameters(), clip_val or math.inf)
@@ -72,7 +72,7 @@ def test_the_norms_are_those_before_clipping_and_the_clipping_is_that_of_torch(
 def test_values_are_clipped_one_by_one(model: SampleRNN, codes: Iterator[Tensor]) -> None:
     _backward(model, next(codes))
     expected = _gradients(model).clamp(-1e-3, 1e-3)
-    gradients = Gradients(model)
+    gradients = GradientControl(model)
     gradients.judge(_adam(model, fused=True), 1e-3, "value")
     assert torch.equal(_gradients(model), expected)
     assert gradients.read().norms["grad_norm"] > expected.norm().item()
@@ -91,7 +91,7 @@ def test_recurrent_weights_can_be_clipped_alone(
     _backward(model, next(codes))
     before = {name: p.grad.clone() for name, p in model.named_parameters()}  # type: ignore[union-attr]
     whole, theirs = _gradients(model).norm().item(), torch.cat([g.flatten() for g in _recurrent(model)])
-    gradients = Gradients(model, "recurrent")
+    gradients = GradientControl(model, "recurrent")
     gradients.judge(_adam(model, fused=True), limit, algorithm)
     assert gradients.read().norms["grad_norm"] == pytest.approx(whole, rel=1e-5)  # of all, before clipping
     changed = {name for name, p in model.named_parameters() if not torch.equal(p.grad, before[name])}  # type: ignore[arg-type]
@@ -125,9 +125,9 @@ def test_the_trainer_clips_what_the_keys_say_in_every_precision(
 ) -> None:
     """With accumulation: what is clipped is the sum of two chunks."""
     found: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-    judge = Gradients.judge
+    judge = GradientControl.judge
 
-    def watched(self: Gradients, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+    def watched(self: GradientControl, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
         every = optimizer.param_groups[0]["params"]
         dim = TOY["model"]["dim"]
         square = [p for p in every if p.shape == (3 * dim, dim)][1::2]  # type: ignore[operator]
@@ -143,7 +143,7 @@ def test_the_trainer_clips_what_the_keys_say_in_every_precision(
         judge(self, optimizer, *arguments)
         found.append((before, now()))
 
-    monkeypatch.setattr(Gradients, "judge", watched)
+    monkeypatch.setattr(GradientControl, "judge", watched)
     monkeypatch.chdir(tmp_path)
     trainer = {
         "precision": precision,
@@ -174,7 +174,7 @@ def test_weights_and_moments_are_those_of_a_run_without_the_bad_steps(
     """The very first step, before there are moments, two in a row, and one later."""
     healthy = copy.deepcopy(model)
     optimizer, expected = _adam(model, fused), _adam(healthy, fused)
-    gradients = Gradients(model)
+    gradients = GradientControl(model)
     for step in range(12):
         chunk = next(codes)
         _backward(model, chunk)
@@ -214,7 +214,7 @@ def test_a_fused_step_is_that_of_plain_adam(model: SampleRNN, codes: Iterator[Te
 def test_skipped_steps_are_counted_and_left_out_of_the_means(
     model: SampleRNN, codes: Iterator[Tensor]
 ) -> None:
-    optimizer, gradients = _adam(model, fused=True), Gradients(model)
+    optimizer, gradients = _adam(model, fused=True), GradientControl(model)
     gradients.load_state_dict({**gradients.state_dict(), "skipped": 100})
     norms = []
     for is_bad in (False, True, False, True, True, True):
@@ -241,9 +241,9 @@ class _NoReading(TorchDispatchMode):
 
 
 def test_the_host_does_not_wait_for_the_verdict(model: SampleRNN, codes: Iterator[Tensor]) -> None:
-    optimizer, gradients = _adam(model, fused=True), Gradients(model)
+    optimizer, gradients = _adam(model, fused=True), GradientControl(model)
     _backward(model, next(codes))
-    for judging in (gradients, Gradients(model, "recurrent")):
+    for judging in (gradients, GradientControl(model, "recurrent")):
         for algorithm in ("norm", "value"):
             with _NoReading():
                 judging.judge(optimizer, 0.1, algorithm)
@@ -264,7 +264,7 @@ def test_an_optimizer_goes_on_from_the_state_of_the_other_kind(
     new.load_state_dict(copy.deepcopy(old.state_dict()))
     assert new.param_groups[0]["fused"] is fused
     model.sample_level_mlp.embedding.weight.grad.fill_(math.nan)  # type: ignore[union-attr]
-    Gradients(model).judge(new, 1.0)
+    GradientControl(model).judge(new, 1.0)
     new.step()
     saved = new.state_dict()["state"].values()
     assert all(state["step"] == 1 and state["exp_avg"].isfinite().all() for state in saved)
@@ -278,7 +278,7 @@ def test_where_a_fused_optimizer_is_used() -> None:
 
 
 def test_a_resumed_run_reads_the_means_of_all_steps(model: SampleRNN, codes: Iterator[Tensor]) -> None:
-    optimizer, whole, before, after = _adam(model, fused=True), *(Gradients(model) for _ in range(3))
+    optimizer, whole, before, after = _adam(model, fused=True), *(GradientControl(model) for _ in range(3))
     for step in range(6):
         _backward(model, next(codes))
         whole.judge(optimizer, None)

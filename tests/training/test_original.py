@@ -88,7 +88,7 @@ def test_each_key_trains_resumes_exports_and_generates(
 _NARROW = """
 import sys
 from samplernn.training import run
-from samplernn.model.cells.torch_backed import has_narrow_lstm
+from samplernn.model.cells.lstm import has_narrow_lstm
 from tests.training.test_original import _config
 import torch
 

@@ -13,11 +13,12 @@ from samplernn.generation.engines import cpu_program
 from samplernn.generation.engines.base import projection
 from samplernn.generation.engines.cpu_kernels import ALIGNMENT, PER_STEP, ROWS, STEPS
 from samplernn.generation.engines.cpu_program import BFLOAT16, FLOAT32, INT8, Plan
-from samplernn.model.cells import Cell
-from samplernn.model.cells.gated import PeepholeLSTM
-from samplernn.model.cells.recurrence import PointwiseCell
-from samplernn.model.cells.simple import MOST, EchoState, Leaky, ReluRNN, TanhRNN
-from samplernn.model.cells.torch_backed import TorchLayer
+from samplernn.model.cells import RecurrentLayer
+from samplernn.model.cells.echo_state import EchoState
+from samplernn.model.cells.pointwise import PointwiseCell
+from samplernn.model.cells.rnn_relu import UPPER_BOUND, ReluRNN
+from samplernn.model.cells.rnn_tanh import TanhRNN
+from samplernn.model.cells.torch_layer import TorchLayer
 from samplernn.model.network import SampleRNN
 
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
@@ -86,7 +87,7 @@ class PackedNetwork:
         )
 
 
-def _weights(cell: Cell) -> list[tuple[Tensor, Tensor]]:
+def _weights(cell: RecurrentLayer) -> list[tuple[Tensor, Tensor]]:
     """Input and recurrent weights, each with its bias; without recurrent ones an empty matrix."""
     if isinstance(cell, TorchLayer):
         weight_ih, weight_hh, bias_ih, bias_hh = cell.weights()
@@ -96,17 +97,15 @@ def _weights(cell: Cell) -> list[tuple[Tensor, Tensor]]:
     return [(cell.weight_ih, cell.bias), (recurrent, recurrent.new_zeros(len(recurrent)))]
 
 
-def _coefficients(cell: Cell) -> tuple[Tensor, ...]:
+def _coefficients(cell: RecurrentLayer) -> tuple[Tensor, ...]:
     """`Plan.coefficients` of one layer."""
     if isinstance(cell, TanhRNN):
         return (torch.ones(cell.dim),)
     if isinstance(cell, ReluRNN):
-        return (torch.full((cell.dim,), MOST),)
+        return (torch.full((cell.dim,), UPPER_BOUND),)
     if isinstance(cell, EchoState):
         return (torch.full((cell.dim,), cell.leak),)
-    if isinstance(cell, Leaky):
-        return (cell.share(),)
-    return cell.coefficients() if isinstance(cell, PeepholeLSTM) else ()
+    return cell.coefficients() if isinstance(cell, PointwiseCell) else ()
 
 
 class _Matrices:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from samplernn.generation.engines.base import projection
 from samplernn.generation.engines.cuda_kernels import IMPOSSIBLE
-from samplernn.model.cells.torch_backed import TorchLayer
+from samplernn.model.cells.torch_layer import TorchLayer
 from samplernn.model.network import SampleRNN
 
 UNITS = 64

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
 
 from samplernn.config import ModelConfig
-from samplernn.model.cells import Matrices, matrices
+from samplernn.model.cells import CELLS, RNN
 
 
 def weights(config: ModelConfig) -> Iterator[tuple[int, int]]:
@@ -49,15 +52,39 @@ def training_multiplications(
     for frame in config.frame_sizes:
         recurrent = _recurrent(config, frame)
         fixed += (recurrent.total - recurrent.trained) / frame
-    if config.rnn == "echo-state":
+    if CELLS[config.rnn].has_fixed_inputs:
         projected = [frame for frame in config.frame_sizes if not _of_frames(config, frame)]
         fixed += len(projected) * config.dim + config.dim**2 / config.frame_sizes[0]
     return 3 * (forward + (first if first_layer == "convolution" else first / samples_per_step)) - fixed
 
 
-def _recurrent(config: ModelConfig, frame: int) -> Matrices:
+class RecurrentMatrices(NamedTuple):
+    """How many weights the large matrices of one tier's recurrent layers have."""
+
+    total: int
+    trained: int
+    """Of them; the others only pass gradients on."""
+    of_input: int
+    """Of them: multiply the tier's input, not what a layer says."""
+
+
+def recurrent_matrices(config: ModelConfig, input_size: int | None = None) -> RecurrentMatrices:
+    """Count what a tier's `RNN` multiplies per step, biases and whatever works unit by unit apart."""
+    with torch.device("meta"):
+        rnn = RNN(config, input_size)
+    named = rnn.state_dict(keep_vars=True).items()
+    weights = {name: value for name, value in named if "weight" in name and value.dim() == 2}
+    readers = [weight for name, weight in weights.items() if "weight_ih" in name]
+    return RecurrentMatrices(
+        sum(weight.numel() for weight in weights.values()),
+        sum(weight.numel() for weight in weights.values() if isinstance(weight, nn.Parameter)),
+        sum(len(weight) * rnn.input_size for weight in readers[: None if rnn.has_skips else 1]),
+    )
+
+
+def _recurrent(config: ModelConfig, frame: int) -> RecurrentMatrices:
     """Of the tier with this frame size."""
-    return matrices(config, None if config.top_projection or frame < config.lookback else frame)
+    return recurrent_matrices(config, None if config.top_projection or frame < config.lookback else frame)
 
 
 def _of_frames(config: ModelConfig, frame: int) -> int:

@@ -1,10 +1,9 @@
-"""Recurrent cells of the frame-level tiers, behind one interface (docs/cells.md lists them).
+"""Recurrent cells of the frame-level tiers, one file for each (docs/cells.md lists them).
 
-`rnn.RNN` stacks layers of one cell and is all that the network knows. `base.Cell` is what a layer can do;
-`torch_backed` holds those of PyTorch, `simple`, `gated` and `mingru` our own, `recurrence` how these train.
+`rnn.RNN` stacks layers of one cell and is all that the network knows. `pointwise.PointwiseCell` is the base
+of our own cells, `torch_layer.TorchLayer` that of the two that PyTorch has.
 """
 
-from samplernn.model.cells.base import Cell
-from samplernn.model.cells.rnn import RNN, Matrices, matrices
+from samplernn.model.cells.rnn import CELLS, RNN, RecurrentLayer
 
-__all__ = ["RNN", "Cell", "Matrices", "matrices"]
+__all__ = ["CELLS", "RNN", "RecurrentLayer"]

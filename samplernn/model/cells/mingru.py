@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from samplernn.config import ModelConfig
-from samplernn.model.cells.recurrence import Pointwise, PointwiseCell
+from samplernn.model.cells.pointwise import PointwiseCell
 
 
 class MinGRU(PointwiseCell):
@@ -25,15 +24,12 @@ class MinGRU(PointwiseCell):
 
     gates = ("update", "new")
 
-    @classmethod
-    def recurrent_gates(cls, config: ModelConfig) -> int:
-        return 0
+    def __init__(self, config: ModelConfig, in_features: int) -> None:
+        super().__init__(config, in_features, has_recurrent_matrix=False)
 
-    def pointwise(self) -> tuple[Pointwise, ...]:
-        return (_mix,)
-
-    def matrices(self) -> tuple[Tensor, ...]:
-        return ()
+    def next_state(self, gates: Tensor, sums: list[Tensor], before: Tensor, *coefficients: Tensor) -> Tensor:
+        update, new = gates.split(1, dim=-2)
+        return torch.lerp(before, new, update.sigmoid())
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         update, new = self.project_frames(x).chunk(2, dim=-1)  # [F, B, D]
@@ -87,8 +83,3 @@ def _by_doubling(keep: Tensor, add: Tensor, h0: Tensor) -> Tensor:
         keep = torch.cat([keep[:length], keep[length:] * keep[:-length]])
         length *= 2
     return add
-
-
-def _mix(gates: Tensor, sums: Sequence[Tensor], before: Tensor) -> Tensor:
-    update, new = gates.split(1, dim=-2)
-    return torch.lerp(before, new, update.sigmoid())

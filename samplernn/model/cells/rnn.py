@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samplernn.config import ModelConfig
-from samplernn.model.cells.base import Cell, Product
-from samplernn.model.cells.gated import PeepholeLSTM, ResetBeforeGRU
+from samplernn.config import CellName, ModelConfig
+from samplernn.model.cells.echo_state import EchoState
+from samplernn.model.cells.gru import GRU
+from samplernn.model.cells.gru_reset_before import ResetBeforeGRU
+from samplernn.model.cells.leaky import Leaky
+from samplernn.model.cells.lstm import LSTM
+from samplernn.model.cells.lstm_peephole import PeepholeLSTM
 from samplernn.model.cells.mingru import MinGRU
-from samplernn.model.cells.recurrence import PointwiseCell
-from samplernn.model.cells.simple import EchoState, Leaky, ReluRNN, TanhRNN
-from samplernn.model.cells.torch_backed import GRU, LSTM, initialise, through_torch, trains_on_cpu
+from samplernn.model.cells.pointwise import PointwiseCell, Product
+from samplernn.model.cells.rnn_relu import ReluRNN
+from samplernn.model.cells.rnn_tanh import TanhRNN
+from samplernn.model.cells.torch_layer import TorchLayer
+from samplernn.model.weights import row_lengths
 
-_OF_TORCH: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
-_OWN: dict[str, type[PointwiseCell]] = {
+CELLS: dict[CellName, type[TorchLayer] | type[PointwiseCell]] = {
+    "gru": GRU,
+    "lstm": LSTM,
     "rnn-tanh": TanhRNN,
     "rnn-relu": ReluRNN,
     "lstm-peephole": PeepholeLSTM,
@@ -28,6 +35,10 @@ _OWN: dict[str, type[PointwiseCell]] = {
     "echo-state": EchoState,
     "mingru": MinGRU,
 }
+"""Every cell by its name."""
+
+RecurrentLayer = TorchLayer | PointwiseCell
+"""One layer of any cell."""
 
 
 class RNN(nn.Module):
@@ -50,29 +61,29 @@ class RNN(nn.Module):
     def __init__(self, config: ModelConfig, input_size: int | None = None) -> None:
         super().__init__()
         dim, n_rnn = config.dim, config.n_rnn
+        self.cell_class = cell_class = CELLS[config.rnn]
         self.input_size = input_size or dim
         self.has_skips = config.skip_connections and n_rnn > 1
         above = dim + self.input_size if self.has_skips else dim
         widths = [above if index else self.input_size for index in range(n_rnn)]
         self.layers: nn.RNNBase | nn.ModuleList
-        if config.rnn in _OWN:
-            self.layers = nn.ModuleList(_OWN[config.rnn](config, width) for width in widths)
+        if issubclass(cell_class, PointwiseCell):
+            self.layers = nn.ModuleList(cell_class(config, width) for width in widths)
         elif self.has_skips:
-            stack = _OF_TORCH[config.rnn]
-            self.layers = nn.ModuleList(stack(width, dim, batch_first=True) for width in widths)
+            self.layers = nn.ModuleList(cell_class.module(width, dim, batch_first=True) for width in widths)
         else:
-            self.layers = _OF_TORCH[config.rnn](self.input_size, dim, n_rnn, batch_first=True)
+            self.layers = cell_class.module(self.input_size, dim, n_rnn, batch_first=True)
         self.g: nn.ParameterDict | None = None
-        """With weight norm of PyTorch's layers, the length of each row of each matrix; see `_lengths`."""
-        h0 = torch.zeros(self.cells()[0].vectors, n_rnn, dim)
+        """With weight norm of PyTorch's modules, the length of each row of each matrix; see `_stacks`."""
+        h0 = torch.zeros(cell_class.vectors, n_rnn, dim)
         self.h0: Tensor
         if config.learn_h0:
             self.h0 = nn.Parameter(h0)
         else:
             self.register_buffer("h0", h0)
-        for module in self.modules():
-            if isinstance(module, nn.RNNBase):
-                initialise(module, config.forget_bias)
+        for cell in self.cells():
+            if isinstance(cell, TorchLayer):
+                cell.initialise(config)
         if config.rnn_weight_norm:
             self._add_weight_norm()
         if self.has_skips:
@@ -82,47 +93,38 @@ class RNN(nn.Module):
                 self.skips.weight.uniform_(-bound, bound)
                 self.skips.bias.zero_()
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[RecurrentLayer]:
         """The layers, lowest first."""
-        if isinstance(self.layers, nn.RNNBase):
-            lengths = self._lengths("")
-            return [_view(self.layers, index, lengths) for index in range(self.layers.num_layers)]
+        layers: Any = self.layers
+        if issubclass(self.cell_class, PointwiseCell):
+            return list(layers)
         return [
-            _view(layer, 0, self._lengths(f"{index}_"))
-            if isinstance(layer, nn.RNNBase)
-            else cast(Cell, layer)
-            for index, layer in enumerate(self.layers)
+            self.cell_class(stack, index, self.g, prefix)
+            for prefix, stack in self._stacks().items()
+            for index in range(stack.num_layers)
         ]
 
-    def recurrent_parameters(self) -> list[nn.Parameter]:
-        """The hidden-to-hidden matrices of all layers, as far as they are trained (with weight norm: their
-        lengths too)."""
-        return [parameter for name, parameter in self.named_parameters() if "weight_hh" in name]
+    def _stacks(self) -> dict[str, nn.RNNBase]:
+        """PyTorch's modules, by what stands before the names of their matrices in `g`."""
+        if isinstance(self.layers, nn.RNNBase):
+            return {"": self.layers}
+        stacks = enumerate(self.layers)
+        return {f"{index}_": stack for index, stack in stacks if isinstance(stack, nn.RNNBase)}
 
     def _add_weight_norm(self) -> None:
         """Give each row of each trained matrix a length of its own, at first the one that it has."""
-        stacks = {"": self.layers} if isinstance(self.layers, nn.RNNBase) else {}
-        if isinstance(self.layers, nn.ModuleList):
-            for index, layer in enumerate(self.layers):
-                if isinstance(layer, PointwiseCell):
-                    layer.add_weight_norm()
-                elif isinstance(layer, nn.RNNBase):
-                    stacks[f"{index}_"] = layer
-        if stacks:
+        if self._stacks():
             self.g = nn.ParameterDict(
                 {
-                    prefix + name: parameter.detach().norm(dim=1)
-                    for prefix, stack in stacks.items()
+                    prefix + name: row_lengths(parameter)
+                    for prefix, stack in self._stacks().items()
                     for name, parameter in stack.named_parameters()
                     if name.startswith("weight")
                 }
             )
-
-    def _lengths(self, prefix: str) -> dict[str, Tensor]:
-        """`g` of one of PyTorch's stacks, by the names of its parameters."""
-        if self.g is None:
-            return {}
-        return {name.removeprefix(prefix): g for name, g in self.g.items() if name.startswith(prefix)}
+        for cell in self.cells():
+            if isinstance(cell, PointwiseCell):
+                cell.add_weight_norm()
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -130,6 +132,11 @@ class RNN(nn.Module):
         for cell in self.cells():
             cell.fold()
         self.g = None
+
+    def recurrent_parameters(self) -> list[nn.Parameter]:
+        """The hidden-to-hidden matrices of all layers, as far as they are trained (with weight norm: their
+        lengths too)."""
+        return [parameter for name, parameter in self.named_parameters() if "weight_hh" in name]
 
     def initial_state(self, batch_size: int) -> Tensor:
         """h0 for every row, ``[B, S, n_rnn, dim]``."""
@@ -144,16 +151,18 @@ class RNN(nn.Module):
         Returns:
             The output of the layers ``[B, F, dim]`` and the state after the last frame.
         """
-        layers = self.layers
-        if isinstance(layers, nn.LSTM) or (isinstance(layers, nn.GRU) and not trains_on_cpu(x)):
-            return through_torch(layers, x, state, self._lengths(""))
-        return self._layer_by_layer(x, state, lambda cell: cell.forward)
+        if isinstance(self.layers, nn.RNNBase):
+            cells: list[Any] = self.cells()
+            if not cells[0].is_faster_than_torch(x):
+                return cells[0].through_torch(cells, x, state)
+        return self._layer_by_layer(x, state, lambda cell, x, state: cell.forward(x, state))
 
     def plain(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` as one would write it with PyTorch alone: the yardstick for speed."""
         if isinstance(self.layers, nn.RNNBase):
-            return through_torch(self.layers, x, state, self._lengths(""))
-        return self._layer_by_layer(x, state, lambda cell: cell.plain)
+            cells: list[Any] = self.cells()
+            return cells[0].through_torch(cells, x, state)
+        return self._layer_by_layer(x, state, lambda cell, x, state: cell.plain(x, state))
 
     def step(self, x: Tensor, state: Tensor, product: Product = F.linear) -> tuple[Tensor, Tensor]:
         """`forward` for one frame, without a dimension for it; changes no argument.
@@ -163,9 +172,12 @@ class RNN(nn.Module):
             state: ``[B, S, n_rnn, dim]``.
             product: all matrix products go through it.
         """
-        return self._layer_by_layer(
-            x, state, lambda cell: lambda x, state: _stepped(cell, x, state, product), product
-        )
+
+        def one_step(cell: RecurrentLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+            state = cell.step(cell.project(x, product), state, product)
+            return state[:, 0], state
+
+        return self._layer_by_layer(x, state, one_step, product)
 
     def layer_input(self, x: Tensor, below: Tensor | None) -> Tensor:
         """What a layer reads.
@@ -188,51 +200,14 @@ class RNN(nn.Module):
         self,
         x: Tensor,
         state: Tensor,
-        way: Callable[[Cell], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]],
+        run: Callable[[RecurrentLayer, Tensor, Tensor], tuple[Tensor, Tensor]],
         product: Product = F.linear,
     ) -> tuple[Tensor, Tensor]:
         hidden: list[Tensor] = []
         states: list[Tensor] = []
         for index, cell in enumerate(self.cells()):
             inputs = self.layer_input(x, hidden[-1] if hidden else None)
-            vectors, last = way(cell)(inputs, state[:, :, index])
+            vectors, last = run(cell, inputs, state[:, :, index])
             hidden.append(vectors)
             states.append(last)
         return self.output(hidden, product), torch.stack(states, dim=2)
-
-
-def _view(layers: nn.RNNBase, index: int, lengths: dict[str, Tensor]) -> Cell:
-    return (LSTM if isinstance(layers, nn.LSTM) else GRU)(layers, index, lengths)
-
-
-def _stepped(cell: Cell, x: Tensor, state: Tensor, product: Product) -> tuple[Tensor, Tensor]:
-    state = cell.step(cell.project(x, product), state, product)
-    return state[:, 0], state
-
-
-class Matrices(NamedTuple):
-    """Weights of the large matrices of one tier's recurrent layers."""
-
-    total: int
-    trained: int
-    """Of them; the others only pass gradients on."""
-    of_input: int
-    """Of them: multiply the tier's input, not what a layer says."""
-
-
-def matrices(config: ModelConfig, input_size: int | None = None) -> Matrices:
-    """Count what a tier's `RNN` multiplies per step, biases and whatever works unit by unit apart."""
-    with torch.device("meta"):
-        rnn = RNN(config, input_size)
-    weights = {
-        name: value
-        for name, value in rnn.state_dict(keep_vars=True).items()
-        if name.rpartition(".")[2].startswith("weight") and value.dim() == 2
-    }
-    readers = [weight for name, weight in weights.items() if "weight_ih" in name]
-    readers = readers if rnn.has_skips else readers[:1]
-    return Matrices(
-        sum(weight.numel() for weight in weights.values()),
-        sum(weight.numel() for weight in weights.values() if isinstance(weight, nn.Parameter)),
-        sum(len(weight) * rnn.input_size for weight in readers),
-    )
