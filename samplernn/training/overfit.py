@@ -7,7 +7,6 @@ nothing from hours of audio either, and a minute is the cheaper way to find out.
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from samplernn.audio.lanes import training_lanes
 from samplernn.audio.scan import find
 from samplernn.audio.sinks import FileSink
 from samplernn.config import Config, DataConfig, UserError, one_line
+from samplernn.messages import say
 from samplernn.model.baselines import BaselineBits, baseline_bits
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.training.callbacks import Stopping
@@ -232,7 +232,7 @@ def _train(config: Config, clip: Clip, corpus: Corpus, quiet: bool) -> OverfitCh
 
     bits_before = bits()
     if not quiet:
-        _say(
+        say(
             f"{one_line(clip.path)}: {spans[0][2] / corpus.sample_rate:.1f} s to learn, in at most "
             f"{config.trainer.max_seconds:.0f} s; bits per sample: untrained {bits_before:.2f}, "
             f"unigram {baselines.unigram:.2f}, previous sample {baselines.previous_sample:.2f}"
@@ -263,9 +263,4 @@ class _Watch(pl.Callback):
             trainer.should_stop = True
         if not self._quiet and seconds - self._said_at >= _LINE_SECONDS:
             self._said_at = seconds
-            _say(f"  {seconds:3.0f} s  step {trainer.global_step}  {bits:.2f} bits")
-
-
-def _say(message: str) -> None:
-    """Progress, on standard error."""
-    print(message, file=sys.stderr, flush=True)
+            say(f"  {seconds:3.0f} s  step {trainer.global_step}  {bits:.2f} bits")

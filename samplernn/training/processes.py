@@ -30,7 +30,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from samplernn import signals
+from samplernn import messages, signals
 from samplernn.config import UserError
 
 T = TypeVar("T")
@@ -148,21 +148,28 @@ def is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+def say(message: str) -> None:
+    """Tell the user something, on standard error; the first process speaks for all."""
+    if is_first():
+        messages.say(message)
+
+
 class Team:
     """The processes that a launcher started, once they are connected; a single process is a team of one.
 
     While it waits for another process there is nothing that could be lost, and a signal ends it at once.
 
     Args:
-        trainer: connects them; its strategy's process group is the one that training uses.
+        trainer: connects them; its strategy's process group is the one that training uses. None: there
+            is only this process.
 
     Raises:
         UserError: the others do not come.
     """
 
-    def __init__(self, trainer: pl.Trainer) -> None:
+    def __init__(self, trainer: pl.Trainer | None) -> None:
         self.rank, self._group = 0, None
-        if trainer.world_size > 1:
+        if trainer is not None and trainer.world_size > 1:
             with _waiting_for_others(trainer.world_size), signals.at_once():
                 trainer.strategy.setup_environment()
                 self._group = torch.distributed.new_group(backend="gloo", timeout=_WAIT_FOR_THE_FIRST)
@@ -197,7 +204,7 @@ def _waiting_for_others(world_size: int) -> Iterator[None]:
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     who = f"process {rank + 1} of {world_size}"
     said = f"{who} waits for the others; does the launcher (srun, torchrun) start them all?"
-    notice = threading.Timer(_SAY_SO_SECONDS, lambda: print(said, file=sys.stderr, flush=True))
+    notice = threading.Timer(_SAY_SO_SECONDS, messages.say, (said,))
     notice.daemon = True
     notice.start()
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from samplernn.training.processes import launch
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes where it is told to, and until it is on the disk.
+    """Writes a checkpoint, whole or not at all, beside its place and until it is on the disk.
 
     Lightning's own makes a copy in memory, writes that to the folder for temporary files, which may be
     small, and moves it from there.
@@ -34,21 +33,13 @@ class CheckpointFile(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Raises OSError, with the path, if it cannot be written; then nothing is left of it."""
-        storage.patiently(lambda: _save(checkpoint, Path(path)))
-
-
-def _save(checkpoint: dict[str, Any], path: Path) -> None:
-    try:
-        with path.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch hides the first in the second
-        path.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError):
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
-        raise
+        try:
+            storage.write_to_disk(Path(path), lambda file: torch.save(checkpoint, file))
+        except (OSError, RuntimeError) as error:  # torch hides the first in the second
+            cause = error if isinstance(error, OSError) else error.__context__
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
+            raise
 
 
 def make_trainer(
