@@ -270,7 +270,9 @@ def train_in_processes(run: Path, task: bytes, devices: int) -> int | None:
     """
     shutil.rmtree(run / "logs", ignore_errors=True)
     (run / "logs").mkdir()
-    with _workers(run, task, devices) as workers, _passing_signals_on(workers) as passed_on:
+    with _workers(run, devices) as workers, _passing_signals_on(workers) as passed_on:
+        for worker in workers:
+            worker.hand_over(task)
         failed = _wait(workers, passed_on)
         silent = [worker.rank + 1 for worker in workers if worker.process.poll() is None]
     if failed is not None:
@@ -287,30 +289,26 @@ class _Worker:
 
     Args:
         run: folder of the run.
-        task: goes to its standard input, which stays open as long as this process lives.
         rank: of the process. The first writes where this process does, the others to a file.
         environment: as torchrun would set it, but for the rank.
     """
 
-    def __init__(self, run: Path, task: bytes, rank: int, environment: Mapping[str, str]) -> None:
-        self.rank, self.run = rank, run.name
-        self.log = log_file(run, rank) if rank else None
-        self.error_file = error_file(run, rank)
+    def __init__(self, run: Path, rank: int, environment: Mapping[str, str]) -> None:
+        self.rank, self.run = rank, run
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with contextlib.ExitStack() as stack:
-            output = stack.enter_context(self.log.open("wb")) if self.log else None
+        with log_file(run, rank).open("wb") if rank else contextlib.nullcontext() as log:
             # A session of its own: Ctrl-C reaches it through us, once.
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "samplernn.training.worker", str(run)],
                 env={**environment, **ranks},
                 stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
             )
-        threading.Thread(target=self._hand_over, args=(task,), daemon=True).start()
 
-    def _hand_over(self, task: bytes) -> None:
+    def hand_over(self, task: bytes) -> None:
+        """Write to its standard input, which stays open as long as this process lives."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it may die before it reads
             self.process.stdin.write(task)
@@ -328,20 +326,19 @@ class _Worker:
 
     def why(self, world_size: int) -> Exception:
         """What to say about its failure."""
-        code = self.process.returncode
-        said = self.error_file.read_text("utf-8") if self.error_file.exists() else ""
+        code, error = self.process.returncode, error_file(self.run, self.rank)
+        said = error.read_text("utf-8") if error.exists() else ""
         if code == USER_ERROR:
             return UserError(said)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:
             how += " (perhaps there is too little memory)"
-        what = f"process {self.rank + 1} of {world_size} {how}"
-        said = (f": {said}" if said else "") + (f"; see {self.log}" if self.log else "")
-        return ProcessDied(what + said, self.run)
+        how += (f": {said}" if said else "") + (f"; see {log_file(self.run, self.rank)}" if self.rank else "")
+        return ProcessDied(f"process {self.rank + 1} of {world_size} {how}", self.run.name)
 
 
 def log_file(run: Path, rank: int) -> Path:
-    """Where a worker's output goes."""
+    """Where the output of a worker, but for the first, goes."""
     return run / "logs" / f"rank-{rank}.txt"
 
 
@@ -351,7 +348,7 @@ def error_file(run: Path, rank: int) -> Path:
 
 
 @contextlib.contextmanager
-def _workers(run: Path, task: bytes, devices: int) -> Iterator[list[_Worker]]:
+def _workers(run: Path, devices: int) -> Iterator[list[_Worker]]:
     """Workers that are dead when the block is left."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -368,7 +365,7 @@ def _workers(run: Path, task: bytes, devices: int) -> Iterator[list[_Worker]]:
     workers: list[_Worker] = []
     try:
         for rank in range(devices):
-            workers.append(_Worker(run, task, rank, environment))
+            workers.append(_Worker(run, rank, environment))
         yield workers
     finally:
         for worker in workers:

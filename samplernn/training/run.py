@@ -22,6 +22,7 @@ from samplernn.model.checkpoint import Checkpoint, load, read_archive
 from samplernn.model.codec import Codec
 from samplernn.model.heads import head_of
 from samplernn.model.network import SampleRNN
+from samplernn.training import processes
 from samplernn.training.auto_lanes import resolve
 from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Stopping
 from samplernn.training.dashboards import dashboards
@@ -31,18 +32,7 @@ from samplernn.training.hardware import hardware, revision
 from samplernn.training.loggers import MetricsFile, quiet_writers
 from samplernn.training.module import STATE, TrainingModule
 from samplernn.training.precision import left_wide
-from samplernn.training.processes import (
-    ProcessDied,
-    Team,
-    idle_tasks,
-    is_first,
-    is_peer_lost,
-    launch,
-    say,
-    slurm_job,
-    taking_leave,
-    train_in_processes,
-)
+from samplernn.training.processes import ProcessDied, is_first, say
 from samplernn.training.progress import ProgressDisplay
 from samplernn.training.rescue import Rescue
 from samplernn.training.samples import Samples
@@ -108,7 +98,7 @@ def start(
             gain=corpus.gain,
             split=parts.to_dict(),
             state="running",
-            slurm_job=slurm_job(),
+            slurm_job=processes.slurm_job(),
         )
         run.write_config(config)  # last: with it the run exists
         counts = _count_pairs(config, corpus, locate(corpus, parts.train))
@@ -170,7 +160,7 @@ def resume_folder(
         >>> outcome = samplernn.resume("runs/first", **{"trainer.max_steps": 20_000, "optim.patience": 20})
     """
     run = RunFolder(Path(run_dir))
-    if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
+    if not run.exists:
         raise UserError(
             f"{run.path}: no run that could be continued; give a run's folder, such as runs/first"
         )
@@ -202,7 +192,10 @@ def _resume(
         corpus = prepare(audio, config.data, begun.gain, progress=not quiet)
         run.write_config(config)
         run.write_facts(state="running", folder=audio)
-        counts = _known_pairs(run, config, corpus, begun.split)
+        counts = run.pair_counts(head_of(config.model).num_baseline_codes)
+        if counts is None:  # it was stopped before they were written, or they are damaged
+            counts = _count_pairs(config, corpus, locate(corpus, begun.split.train))
+            run.write_pair_counts(counts)
         return Prepared(run, config, corpus, begun.split, counts, quiet)
 
     return _lead(run, config, prepare_run)
@@ -257,11 +250,11 @@ def _lead(
     """Prepare a run once, train it in every process that there is or should be, judge it once."""
     hush_lightning()
     trainer = make_trainer(config)  # raises on what Lightning refuses, before anything is written
-    starts_workers = launch() is None and trainer.world_size > 1
+    starts_workers = processes.launch() is None and trainer.world_size > 1
     with contextlib.ExitStack() as until_the_end:
         until_the_end.enter_context(_explained(run))
-        until_the_end.enter_context(taking_leave())
-        team = Team(None if starts_workers else trainer)
+        until_the_end.enter_context(processes.taking_leave())
+        team = processes.Team(None if starts_workers else trainer)
 
         def claim_and_prepare() -> Prepared | None:
             until_the_end.enter_context(run.claimed())
@@ -305,7 +298,7 @@ def _train_in_processes(prepared: Prepared, devices: int) -> None:
     if not prepared.quiet:
         say(f"{devices} processes; the output of all but the first goes to {run.path / 'logs'}")
     try:
-        signal_number = train_in_processes(run.path, pickle.dumps(prepared), devices)
+        signal_number = processes.train_in_processes(run.path, pickle.dumps(prepared), devices)
     except BaseException:
         with contextlib.suppress(OSError):  # which may be why it ended
             run.write_facts(state="interrupted")
@@ -342,7 +335,7 @@ def work(prepared: Prepared) -> None:
                 run.write_facts(state="interrupted", saved=saved)
         if isinstance(error, Interrupted):
             error.run = run.path.name
-        elif is_peer_lost(error):
+        elif processes.is_peer_lost(error):
             raise ProcessDied(
                 "another process of this run ended, or can no longer be reached", run.path.name
             ) from error
@@ -486,7 +479,7 @@ def _introduce(prepared: Prepared, device: torch.device) -> None:
     steps = len(CorpusModule(config, corpus, prepared.parts).train_dataloader())
     baselines, runs, minutes = prepared.baselines, prepared.run.path.parent, corpus.duration / 60
     lines = [
-        idle_tasks(),
+        processes.idle_tasks(),
         f"{one_line(str(corpus.folder))}: {len(corpus.files)} files, {minutes:.1f} minutes usable",
         f"split: {', '.join(parts)}",
         takes and f"takes: {takes} (samplernn doctor names them)",
@@ -498,19 +491,6 @@ def _introduce(prepared: Prepared, device: torch.device) -> None:
         f"run: {prepared.run.path}" + ("" if config.logger == "wandb" else f"   ({tensorboard(runs)})"),
     ]
     say("\n".join(line for line in lines if line))
-
-
-def _known_pairs(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> PairCounts:
-    """Code pairs of the training audio as they were when the run began, else counted."""
-    try:
-        counts = run.pair_counts(head_of(config.model).num_baseline_codes)
-    except UserError as error:
-        say(f"{error}; the baselines are counted again")
-        counts = None
-    if counts is None:  # or it was stopped before they were written
-        counts = _count_pairs(config, corpus, locate(corpus, parts.train))
-        run.write_pair_counts(counts)
-    return counts
 
 
 def _count_pairs(config: Config, corpus: Corpus, spans: Spans) -> PairCounts:

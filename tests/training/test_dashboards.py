@@ -340,6 +340,7 @@ def test_with_a_server_everything_arrives_the_best_checkpoint_too(
         assert names == {dashboards._run_id(outcome.folder)}
 
 
+@pytest.mark.slow
 def test_a_server_that_vanishes_takes_nothing_with_it(
     alone: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,6 +357,7 @@ def test_a_server_that_vanishes_takes_nothing_with_it(
     assert [row[dashboards.STEP] for row in _rows(_records(session)) if "train/lr" in row] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_online_without_a_server_a_run_trains_offline_and_says_why(tmp_path: Path, clips: Path) -> None:
     (tmp_path / "here").mkdir()
     online = {"WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "1"}
@@ -463,6 +465,7 @@ def test_the_mode_is_the_users(
     assert told.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_terminated_run_closes_its_files_and_leaves_no_process(tmp_path: Path, clips: Path) -> None:
     place = tmp_path / "here"
     place.mkdir()

@@ -52,6 +52,7 @@ def test_without_a_terminal_there_are_plain_lines_with_all_figures(
     assert "left" in lines[-2][0]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_one_bar_says_the_same(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
