@@ -202,7 +202,7 @@ def test_tensorboard_gets_the_same_audio_and_pictures(
         got, rate = soundfile.read(io.BytesIO(shown[-1].encoded_audio_string), dtype="int16")
         written, _ = soundfile.read(folder / "samples" / f"{file}.wav", dtype="int16")
         assert rate == 4000
-        np.testing.assert_array_equal(got, written)
+        np.testing.assert_allclose(got, written, atol=1)  # by way of floats
     for suffix, name in {"": "spectrograms", "-codes": "codes", "-spectrum": "spectrum"}.items():
         got = matplotlib.image.imread(
             io.BytesIO(events.Images(f"samples/{name}")[-1].encoded_image_string), format="png"
