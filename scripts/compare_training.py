@@ -31,7 +31,7 @@ from samplernn.model.network import SampleRNN
 from samplernn.training.data import EvaluationLoader, LaneLoader
 from samplernn.training.module import TrainingModule
 from samplernn.training.scoring import score
-from samplernn.training.trainer import make_trainer, quiet
+from samplernn.training.trainer import make_trainer, silence_lightning
 
 
 class _StopAfter(pl.Callback):
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     options = parser.parse_args()
-    quiet()
+    silence_lightning()
     config = preset_config(options.preset)
     config = replace(
         config,  # what both have: a constant rate, no warm-up, one process

@@ -37,14 +37,15 @@ class Interrupted(BaseException):
     Args:
         signal_number: which.
         saved: everything up to the last completed step is in `last.ckpt`.
-        run: name of the run, for `--resume --name`.
     """
 
-    def __init__(self, signal_number: int, saved: bool, run: str = "") -> None:
+    run = ""
+    """Name of the run, for `--resume --name`."""
+
+    def __init__(self, signal_number: int, saved: bool) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
         self.saved = saved
-        self.run = run
 
 
 class StepCallback(pl.Callback):
@@ -151,8 +152,7 @@ class Stopping(StepCallback):
         self._noted_at = time.monotonic()
         self._signal = signal.Signals(number)
         self._module.stop_requested = True
-        if number == signals.HANGUP:
-            signals.let_go_of_terminal()
+        signals.let_go_of_terminal(number)
         with contextlib.suppress(OSError):  # nobody is there any more: no reason not to save
             say("\nstopping after this step; Ctrl-C again stops at once")
 

@@ -197,24 +197,19 @@ class Wandb(WandbLogger):
         server = self._session.settings.base_url
         if not best.exists():
             return
-        if not _answers(server):
-            say(f"wandb: {server} does not answer, so {best} was not uploaded")
-            return
         facts = {"validation_bits_per_sample": self._best_bits}
         artifact = wandb.Artifact(f"model-{self._session.id}", type="model", metadata=facts)
         artifact.add_file(str(best), name=best.name, skip_cache=True, policy="immutable")
-        logged = self._session.log_artifact(artifact, aliases=["best", "latest"])
-        while True:
-            try:
-                logged.wait(timeout=_UPLOAD_SECONDS)
-                return
-            except WaitTimeoutError:
-                if not _answers(server):
-                    say(f"wandb: {server} no longer answers, so {best} was not uploaded")
+        logged = None
+        try:
+            while _answers(server):
+                logged = logged or self._session.log_artifact(artifact, aliases=["best", "latest"])
+                with contextlib.suppress(WaitTimeoutError):
+                    logged.wait(timeout=_UPLOAD_SECONDS)
                     return
-            except KeyboardInterrupt:  # the run itself is over, and saved
-                say(f"wandb: {best} was not uploaded")
-                return
+            say(f"wandb: {server} does not answer, so {best} was not uploaded")
+        except KeyboardInterrupt:  # the run itself is over, and saved
+            say(f"wandb: {best} was not uploaded")
 
     def _attempt(self, work: Callable[[], object]) -> None:
         """Do what concerns wandb alone; the run goes on if it fails."""

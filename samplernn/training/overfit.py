@@ -29,23 +29,22 @@ from samplernn.model.baselines import BaselineBits, baseline_bits
 from samplernn.training.callbacks import Stopping
 from samplernn.training.data import EvaluationLoader, LaneLoader
 from samplernn.training.scoring import pair_counts, score
-from samplernn.training.trainer import make_trainer
-from samplernn.training.trainer import quiet as hush_lightning
+from samplernn.training.trainer import make_trainer, silence_lightning
 from samplernn.training.trial import trial_module
 
 MAX_TIME, MAX_SECONDS = "00:00:01:00", 60.0
 _CLIP_SECONDS, _SHORT_SECONDS = 4.0, 1.0
 _SEARCHED_FILES, _SEARCHED_SECONDS = 100, 60.0
 """Of a folder, and of each file: for something that can be heard."""
-_SILENCE = 10 ** (-60 / 20)
+_SILENT_RMS = 10 ** (-60 / 20)
 """A clip whose RMS is below that is silent."""
-_LANES, _CHUNK, _WARMUP_STEPS = 8, 256, 20
+_LANES, _CHUNK_SAMPLES, _WARMUP_STEPS = 8, 256, 20
 """Small steps, and many: on a CPU they teach more in a minute than large ones."""
-_ENOUGH = 0.75
+_EARLY_END_SHARE = 0.75
 """Fewer bits than this share of the previous-sample baseline end the check early."""
-_HEALTHY = 0.9
+_HEALTHY_SHARE = 0.9
 """At the end of the time, so much is clearly below."""
-_WORSE = 0.1
+_DIVERGED_BITS = 0.1
 """So many bits more than at the beginning are no accident."""
 _FEW_STEPS = 100
 _LINE_SECONDS = 5.0
@@ -80,7 +79,7 @@ class OverfitCheck:
     @property
     def is_healthy(self) -> bool:
         """Whether the network came clearly below the previous-sample baseline."""
-        return self.bits < _HEALTHY * self.baselines.previous_sample
+        return self.bits < _HEALTHY_SHARE * self.baselines.previous_sample
 
     @property
     def verdict(self) -> str:
@@ -92,7 +91,7 @@ class OverfitCheck:
         )
         if self.is_healthy:
             return f"healthy: {reached}"
-        if not self.bits < self.bits_before + _WORSE:  # or not a number
+        if not self.bits < self.bits_before + _DIVERGED_BITS:  # or not a number
             return f"not healthy, it diverges: {reached}. Try a lower rate, --optim.lr {lr / 10:.2g}"
         if self.steps < _FEW_STEPS:
             return f"not healthy, too slow to tell: {reached}. Try --config small, or a machine with a GPU"
@@ -115,7 +114,7 @@ def overfit_check(folder: str | Path, config: Config | None = None, quiet: bool 
         UserError: no such folder, nothing usable in it, or an option that Lightning refuses.
         Interrupted: a signal stopped it.
     """
-    hush_lightning()
+    silence_lightning()
     chosen = config or Config()
     clip = find_clip(Path(folder).absolute(), chosen.data.sample_rate)
     tried = _small_steps(chosen, clip)
@@ -142,7 +141,7 @@ def find_clip(folder: Path, sample_rate: int) -> Clip:
         except AudioError as error:
             problems.append(f"{name}: {error.problem}")
             continue
-        if np.sqrt(np.mean(np.square(from_int16(audio)))) < _SILENCE:
+        if np.sqrt(np.mean(np.square(from_int16(audio)))) < _SILENT_RMS:
             problems.append(f"{name}: is silent")
             continue
         if longest is None or len(audio) > len(longest.audio):
@@ -181,7 +180,7 @@ def _small_steps(config: Config, clip: Clip) -> Config:
         UserError: the clip is shorter than a chunk.
     """
     lookback, num_samples = config.model.lookback, len(clip.audio)
-    tbptt_len = max(1, round(_CHUNK / lookback)) * lookback
+    tbptt_len = max(1, round(_CHUNK_SAMPLES / lookback)) * lookback
     if num_samples < tbptt_len:
         raise UserError(
             f"{clip.path}: {num_samples} samples are too few to learn, and no file has more: add longer ones"
@@ -242,7 +241,7 @@ def _train(config: Config, clip: Clip, corpus: Corpus, quiet: bool) -> OverfitCh
     def after_pass(trainer: pl.Trainer, _: pl.LightningModule) -> None:
         nonlocal said_at
         bits, seconds = module.read_train_bits().bits_per_sample, module.clock.seconds
-        trainer.should_stop |= bits < _ENOUGH * baselines.previous_sample or not math.isfinite(bits)
+        trainer.should_stop |= bits < _EARLY_END_SHARE * baselines.previous_sample or not math.isfinite(bits)
         if not quiet and seconds - said_at >= _LINE_SECONDS:
             said_at = seconds
             say(f"  {seconds:3.0f} s  step {trainer.global_step}  {bits:.2f} bits")

@@ -52,16 +52,10 @@ _POLL_SECONDS = 0.1
 
 
 class ProcessDied(Exception):
-    """A process of the run ended before its time, and the run with it. The message is one line.
+    """A process of the run ended before its time, and the run with it. The message is one line."""
 
-    Args:
-        message: which, and how.
-        run: name of the run, for `--resume --name`.
-    """
-
-    def __init__(self, message: str, run: str) -> None:
-        super().__init__(message)
-        self.run = run
+    run = ""
+    """Name of the run, for `--resume --name`."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,7 @@ class Team:
                 self._group = torch.distributed.new_group(backend="gloo", timeout=_WAIT_FOR_THE_FIRST)
             self.rank = trainer.global_rank
 
-    def lead(self, work: Callable[[], T]) -> T:
+    def do_once(self, work: Callable[[], T]) -> T:
         """The first process works, the others wait; all get the result, or the same UserError."""
         if self._group is None:
             return work()
@@ -222,7 +216,7 @@ def _waiting_for_others(world_size: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def taking_leave() -> Iterator[None]:
+def leaving_together() -> Iterator[None]:
     """At the end of the block, part from the other processes.
 
     Left to the end of Python, gloo's threads now and then abort the process. Where all processes leave at
@@ -278,7 +272,7 @@ def train_in_processes(run: Path, task: bytes, devices: int) -> int | None:
     if failed is not None:
         if failed.lost_another and silent:
             names = " and ".join(map(str, silent))
-            raise ProcessDied(f"process {names} of {len(workers)} does not answer any more", run.name)
+            raise ProcessDied(f"process {names} of {len(workers)} does not answer any more")
         raise failed.why(len(workers))
     stopped = [worker.process.returncode for worker in workers if worker.process.returncode]
     return max(code - 128 if code > 0 else -code for code in stopped) if stopped else None
@@ -334,7 +328,7 @@ class _Worker:
         if code == -signal.SIGKILL:
             how += " (perhaps there is too little memory)"
         how += (f": {said}" if said else "") + (f"; see {log_file(self.run, self.rank)}" if self.rank else "")
-        return ProcessDied(f"process {self.rank + 1} of {world_size} {how}", self.run.name)
+        return ProcessDied(f"process {self.rank + 1} of {world_size} {how}")
 
 
 def log_file(run: Path, rank: int) -> Path:
@@ -396,8 +390,7 @@ def _passing_signals_on(workers: Sequence[_Worker]) -> Iterator[list[int]]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         passed_on.append(number)
-        if number == signals.HANGUP:
-            signals.let_go_of_terminal()
+        signals.let_go_of_terminal(number)
         for worker in workers:
             worker.process.send_signal(number)
 

@@ -15,11 +15,11 @@ from samplernn.training.callbacks import Metrics, StepCallback
 from samplernn.training.data import lane_loader
 from samplernn.training.module import TrainingModule
 
-_PLAIN_INTERVAL = 10.0
+_PLAIN_SECONDS = 10.0
 """Seconds between lines where standard error is not a terminal."""
 
 
-_WORSE_BITS = 0.1
+_CLEARLY_WORSE_BITS = 0.1
 """A validation this much above the best one is no noise."""
 
 
@@ -56,7 +56,7 @@ class ProgressDisplay(StepCallback):
     def after_step(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         if not trainer.is_global_zero:
             return
-        due = time.monotonic() - self._printed_at >= (0.2 if self._bar else _PLAIN_INTERVAL)
+        due = time.monotonic() - self._printed_at >= (0.2 if self._bar else _PLAIN_SECONDS)
         if not due or "train/bits_per_sample" not in self._metrics.latest:
             return
         self._printed_at = time.monotonic()
@@ -115,7 +115,7 @@ class ProgressDisplay(StepCallback):
 
 def diagnosis(validation_bits: float, best_bits: float, train_bits: float) -> str | None:
     """What it means that a validation is clearly worse than the best one; None if it is not, or no number."""
-    if math.isnan(validation_bits) or validation_bits <= best_bits + _WORSE_BITS:
+    if math.isnan(validation_bits) or validation_bits <= best_bits + _CLEARLY_WORSE_BITS:
         return None
     if train_bits < best_bits:
         return "it memorises its training audio; the best checkpoint is kept. More audio would help"

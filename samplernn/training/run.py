@@ -38,8 +38,7 @@ from samplernn.training.rescue import Rescue
 from samplernn.training.samples import Samples
 from samplernn.training.saved import require_resumable
 from samplernn.training.scoring import Score, pair_counts, score_spans
-from samplernn.training.trainer import make_trainer
-from samplernn.training.trainer import quiet as hush_lightning
+from samplernn.training.trainer import make_trainer, silence_lightning
 
 _PROBLEMS_SHOWN = 10
 
@@ -105,7 +104,7 @@ def start(
         run.write_pair_counts(counts)
         return Prepared(run, config, corpus, parts, counts, quiet)
 
-    outcome = _lead(run, chosen, prepare_run)
+    outcome = _prepare_train_score(run, chosen, prepare_run)
     assert outcome is not None
     return outcome
 
@@ -198,7 +197,7 @@ def _resume(
             run.write_pair_counts(counts)
         return Prepared(run, config, corpus, begun.split, counts, quiet)
 
-    return _lead(run, config, prepare_run)
+    return _prepare_train_score(run, config, prepare_run)
 
 
 @dataclass(frozen=True)
@@ -244,38 +243,41 @@ class Prepared:
         return baseline_bits(self.pair_counts, evaluated)
 
 
-def _lead(
+def _prepare_train_score(
     run: RunFolder, config: Config, prepare_run: Callable[[pl.Trainer], Prepared | None]
 ) -> Outcome | None:
     """Prepare a run once, train it in every process that there is or should be, judge it once."""
-    hush_lightning()
+    silence_lightning()
     trainer = make_trainer(config)  # raises on what Lightning refuses, before anything is written
     starts_workers = processes.launch() is None and trainer.world_size > 1
     with contextlib.ExitStack() as until_the_end:
-        until_the_end.enter_context(_explained(run))
-        until_the_end.enter_context(processes.taking_leave())
+        until_the_end.enter_context(_explaining_its_end(run))
+        until_the_end.enter_context(processes.leaving_together())
         team = processes.Team(None if starts_workers else trainer)
 
         def claim_and_prepare() -> Prepared | None:
             until_the_end.enter_context(run.claimed())
             return prepare_run(trainer)
 
-        prepared = team.lead(claim_and_prepare)
+        prepared = team.do_once(claim_and_prepare)
         if prepared is None:
             return None
-        _introduce(prepared, trainer.strategy.root_device)
+        _describe_run(prepared, trainer.strategy.root_device)
         if starts_workers:
             _train_in_processes(prepared, trainer.num_devices)
         else:
             work(prepared)
-        return team.lead(lambda: _judge(prepared))
+        return team.do_once(lambda: _score_best(prepared))
 
 
 @contextlib.contextmanager
-def _explained(run: RunFolder) -> Iterator[None]:
-    """A disk that is full, read-only or gone: UserError, one line, instead of OSError."""
+def _explaining_its_end(run: RunFolder) -> Iterator[None]:
+    """Say which run ended; of a disk that is full, read-only or gone in one line, as UserError."""
     try:
         yield
+    except (Interrupted, ProcessDied) as ended:
+        ended.run = run.path.name
+        raise
     except BrokenPipeError:  # of whoever reads what the command says
         raise
     except OSError as error:
@@ -304,7 +306,7 @@ def _train_in_processes(prepared: Prepared, devices: int) -> None:
             run.write_facts(state="interrupted")
         raise
     if signal_number is not None:
-        raise Interrupted(signal_number, run.facts["saved"], run.path.name)
+        raise Interrupted(signal_number, run.facts["saved"])
 
 
 def work(prepared: Prepared) -> None:
@@ -315,7 +317,7 @@ def work(prepared: Prepared) -> None:
         Interrupted: a signal stopped it.
         ProcessDied: another process could not be reached any more.
     """
-    hush_lightning()
+    silence_lightning()
     run, config, corpus = prepared.run, prepared.config, prepared.corpus
     pl.seed_everything(config.seed_everything, verbose=False)
     if not corpus.shard_dir.exists():  # another machine, with a cache of its own
@@ -326,25 +328,21 @@ def work(prepared: Prepared) -> None:
     )
     module = TrainingModule(facts, planned_steps_per_epoch=len(data.train_dataloader()))
     try:
-        with _explained(run), quiet_writers():
+        with _explaining_its_end(run), quiet_writers():
             step, reason = _fit(prepared, module, data)
     except BaseException as error:
         saved = isinstance(error, Interrupted) and error.saved
         if is_first():
             with contextlib.suppress(OSError):  # which may be why it ended
                 run.write_facts(state="interrupted", saved=saved)
-        if isinstance(error, Interrupted):
-            error.run = run.path.name
-        elif processes.is_peer_lost(error):
-            raise ProcessDied(
-                "another process of this run ended, or can no longer be reached", run.path.name
-            ) from error
+        if processes.is_peer_lost(error):
+            raise ProcessDied("another process of this run ended, or can no longer be reached") from error
         raise
     if is_first():
         run.write_facts(state="trained", step=step, reason=reason)
 
 
-def _judge(prepared: Prepared) -> Outcome:
+def _score_best(prepared: Prepared) -> Outcome:
     """Score the best checkpoint on audio that neither training nor validation has heard; the run is over."""
     run, corpus = prepared.run, prepared.corpus
     best = load(run.path)
@@ -444,7 +442,7 @@ def _limit_reached(limits: TrainerConfig, last: _Last) -> str | None:
     return "trainer.max_time is reached" if last.seconds >= limits.max_seconds else None
 
 
-def _introduce(prepared: Prepared, device: torch.device) -> None:
+def _describe_run(prepared: Prepared, device: torch.device) -> None:
     """Say what was found in the folder, what is about to be trained, and what it must beat.
 
     Raises:

@@ -150,7 +150,7 @@ def _count(config: Config, devices: int | str) -> int:
     return pl.Trainer(**options, plugins=_environment(), logger=False, **_SILENT).num_devices
 
 
-def quiet() -> None:
+def silence_lightning() -> None:
     """Silence Lightning's notes that do not concern our user."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -19,7 +19,7 @@ from samplernn.model.codec import Codec
 from samplernn.model.network import SampleRNN
 from samplernn.training.data import LaneLoader
 from samplernn.training.module import TrainingModule
-from samplernn.training.trainer import make_trainer, quiet
+from samplernn.training.trainer import make_trainer, silence_lightning
 
 _STEPS_PER_READING = 10
 """On a GPU, where the host runs ahead of it: waiting for it after each step would slow it down."""
@@ -83,7 +83,7 @@ def train_briefly(config: Config, corpus: Corpus, seconds: float) -> Trial:
     Raises:
         UserError: as `make_trainer`.
     """
-    quiet()
+    silence_lightning()
     pl.seed_everything(config.seed_everything, verbose=False)
     loader = whole_loader(config, corpus)
     module = trial_module(config, corpus, loader)
@@ -121,5 +121,5 @@ def whole_loader(config: Config, corpus: Corpus) -> LaneLoader:
 
 def device_of(config: Config) -> torch.device:
     """Where a run of one process would train."""
-    quiet()
+    silence_lightning()
     return make_trainer(config).strategy.root_device
