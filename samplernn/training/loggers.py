@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import sys
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from samplernn import storage
+from samplernn.messages import say
 
 Row = dict[str, Any]
 
@@ -78,7 +78,7 @@ class MetricsFile(Logger):
             if not storage.may_pass(error, replaces=True):
                 raise
             if not self._is_refused:
-                self._say(f"cannot be written now ({error.strerror}); rows are kept until it can")
+                say(f"{self.path}: cannot be written now ({error.strerror}); rows are kept until it can")
             self._is_refused = True
         else:
             self._is_refused = False
@@ -94,7 +94,7 @@ class MetricsFile(Logger):
         except OSError as error:
             rest = self.path.with_name(f"{self.path.stem}-rest{self.path.suffix}")
             rows = self._lines(self._rows, header=True)
-            self._say(f"cannot be written ({error.strerror}); its last rows go to {rest.name}")
+            say(f"{self.path}: cannot be written ({error.strerror}); its last rows go to {rest.name}")
             with contextlib.suppress(OSError):  # the same may hold there
                 storage.write_whole(rest, lambda partial: partial.write_bytes(rows))
 
@@ -153,7 +153,7 @@ class MetricsFile(Logger):
         """A file without a column of steps is no use, but may be of some to somebody."""
         aside = self.path.with_name("metrics-damaged.csv")
         storage.replace(self.path, aside)
-        self._say(f"damaged (no column of steps); kept as {aside.name}")
+        say(f"{self.path}: damaged (no column of steps); kept as {aside.name}")
 
     def _lines(self, rows: Iterable[Row], header: bool = False) -> bytes:
         """Rows as they stand in the file."""
@@ -163,9 +163,6 @@ class MetricsFile(Logger):
             writer.writeheader()
         writer.writerows(rows)
         return lines.getvalue().encode()
-
-    def _say(self, problem: str) -> None:
-        print(f"{self.path}: {problem}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
