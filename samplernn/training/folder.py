@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from samplernn import storage
 from samplernn.audio.corpus import Split
 from samplernn.config import Config, UserError, checked, from_dict, to_dict
 from samplernn.locks import Busy, locked
-from samplernn.messages import require, say
-from samplernn.model.baselines import PairCounts
+from samplernn.messages import require
 from samplernn.reading import read_json, read_yaml
 
 RUNS = Path("runs")
@@ -78,12 +76,6 @@ class RunFolder:
         return (self.path / "config.yaml").exists() and (self.path / "run.json").exists()
 
     @property
-    def newest_checkpoints(self) -> list[Path]:
-        """What a run may be continued from: the last checkpoint and the one before, as far as they exist."""
-        paths = [self.path / "checkpoints" / name for name in ("last.ckpt", "last-previous.ckpt")]
-        return [path for path in paths if path.exists()]
-
-    @property
     def facts(self) -> dict[str, Any]:
         """What `run.json` says: folder of the audio, gain, split, state. Raises UserError if damaged."""
         file = self.path / "run.json"
@@ -130,28 +122,6 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Write `config.yaml`, which is also a file for `--config`."""
         storage.write_text(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-
-    def pair_counts(self, q_levels: int) -> PairCounts | None:
-        """Code pairs of the training audio, ``[q, q]``; None if they were not written, or are damaged."""
-        import torch
-
-        from samplernn.model.entry import read_counts
-
-        file = self.path / "pair-counts.npz"
-        try:
-            with np.load(file) as saved:  # pickles are refused
-                return read_counts(torch.from_numpy(saved["counts"]), q_levels, file)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # NumPy and zipfile meet damage with whatever happens to fail
-            damage = str(error) if isinstance(error, UserError) else f"{file}: damaged"
-            say(f"{damage}; the baselines are counted again")
-            return None
-
-    def write_pair_counts(self, counts: PairCounts) -> None:
-        """Write `pair-counts.npz`, the baselines' knowledge."""
-        file = self.path / "pair-counts.npz"
-        storage.write_whole(file, lambda partial: np.savez_compressed(partial, counts=counts))
 
 
 def tensorboard(runs: Path) -> str:

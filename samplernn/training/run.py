@@ -18,8 +18,9 @@ from samplernn.audio.health import kept_together, leak, remarks
 from samplernn.audio.lanes import Spans, quick_check
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
-from samplernn.model.checkpoint import Checkpoint, load, read_archive
+from samplernn.model.checkpoint import ENTRY, Checkpoint, load, read_archive
 from samplernn.model.codec import Codec
+from samplernn.model.entry import read_counts
 from samplernn.model.heads import head_of
 from samplernn.model.network import SampleRNN
 from samplernn.training import processes
@@ -101,8 +102,7 @@ def start(
         )
         run.write_config(config)  # last: with it the run exists
         counts = _count_pairs(config, corpus, locate(corpus, parts.train))
-        run.write_pair_counts(counts)
-        return Prepared(run, config, corpus, parts, counts, quiet)
+        return Prepared(run, config, corpus, parts, counts, None, quiet)
 
     outcome = _prepare_train_score(run, chosen, prepare_run)
     assert outcome is not None
@@ -189,15 +189,56 @@ def _resume(
             return None
         audio = str(Path(folder).resolve()) if folder else begun.folder
         corpus = prepare(audio, config.data, begun.gain, progress=not quiet)
+        last = _newest_whole(run, config)
         run.write_config(config)
         run.write_facts(state="running", folder=audio)
-        counts = run.pair_counts(head_of(config.model).num_baseline_codes)
-        if counts is None:  # it was stopped before they were written, or they are damaged
-            counts = _count_pairs(config, corpus, locate(corpus, begun.split.train))
-            run.write_pair_counts(counts)
-        return Prepared(run, config, corpus, begun.split, counts, quiet)
+        counts = last.pair_counts if last else _count_pairs(config, corpus, locate(corpus, begun.split.train))
+        return Prepared(run, config, corpus, begun.split, counts, last, quiet)
 
     return _prepare_train_score(run, config, prepare_run)
+
+
+class Last(NamedTuple):
+    """A checkpoint to continue from."""
+
+    path: Path
+    step: int
+    processes: int
+    seconds: float
+    """Of training so far."""
+    pair_counts: PairCounts
+
+
+def _newest_whole(run: RunFolder, config: Config) -> Last | None:
+    """The newest checkpoint that is whole; None before the first.
+
+    Nothing of the file stays mapped into memory: training is about to replace it, which Windows refuses then,
+    and a network disk would keep the old one.
+
+    Raises:
+        UserError: there are some, but all are damaged.
+    """
+    found = [run.path / "checkpoints" / name for name in ("last.ckpt", "last-previous.ckpt")]
+    found = [path for path in found if path.exists()]
+    for path in found:
+        damage = damage_of(path)
+        if damage is None:
+            try:
+                saved = read_archive(path)
+                require_resumable(saved, config, path)
+                num_codes = head_of(config.model).num_baseline_codes
+                counts = read_counts(saved[ENTRY].get("pair_counts"), num_codes, path)
+                lanes = saved[STATE]
+                return Last(path, saved["global_step"], lanes["processes"], lanes["seconds"], counts)
+            except UserError as error:
+                damage = str(error).removeprefix(f"{path}: ")
+        say(f"{path}: {damage}; it is passed over")
+    if found:
+        raise UserError(
+            f"{run.path}: no checkpoint to continue from is whole; its checkpoints/best.ckpt may still "
+            "generate, but to train, start a new run"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -212,7 +253,9 @@ class Prepared:
     """Which audio is for what."""
     pair_counts: PairCounts
     """Code pairs of the training audio, for the baselines."""
-    quiet: bool = False
+    last: Last | None
+    """What it goes on from; None: from the beginning."""
+    quiet: bool
     """Say only what is wrong."""
 
     @property
@@ -360,12 +403,11 @@ def _score_best(prepared: Prepared) -> Outcome:
 
 
 def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tuple[int, str]:
-    """Train to the end, from the newest checkpoint if there is one; returns the last step and why it is."""
-    run, config, baselines, quiet = prepared.run, prepared.config, prepared.baselines, prepared.quiet
-    about = prepared.about
+    """Train to the end, from the last checkpoint if there is one; returns the last step and why it is."""
+    run, config, quiet, last = prepared.run, prepared.config, prepared.quiet, prepared.last
+    baselines, about = prepared.baselines, prepared.about
     if is_first():
         run.write_facts(about=about)
-    last = _newest_whole(run)
     step = last.step if last else 0
     if last:
         if reached := _limit_reached(config.trainer, last):
@@ -396,46 +438,7 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
     return trainer.global_step, stopping.reason
 
 
-class _Last(NamedTuple):
-    """A checkpoint to continue from."""
-
-    path: Path
-    step: int
-    processes: int
-    seconds: float
-    """Of training so far."""
-
-
-def _newest_whole(run: RunFolder) -> _Last | None:
-    """The newest checkpoint that is whole; None before the first.
-
-    Nothing of the file stays mapped into memory: training is about to replace it, which Windows refuses then,
-    and a network disk would keep the old one.
-
-    Raises:
-        UserError: there are some, but all are damaged.
-    """
-    found = run.newest_checkpoints
-    for path in found:
-        damage = damage_of(path)
-        if damage is None:
-            try:
-                saved = read_archive(path)
-                require_resumable(saved, run.config, path)
-            except UserError as error:
-                damage = str(error).removeprefix(f"{path}: ")
-            else:
-                return _Last(path, saved["global_step"], saved[STATE]["processes"], saved[STATE]["seconds"])
-        say(f"{path}: {damage}; it is passed over")
-    if found:
-        raise UserError(
-            f"{run.path}: no checkpoint to continue from is whole; its checkpoints/best.ckpt may still "
-            "generate, but to train, start a new run"
-        )
-    return None
-
-
-def _limit_reached(limits: TrainerConfig, last: _Last) -> str | None:
+def _limit_reached(limits: TrainerConfig, last: Last) -> str | None:
     """Why nothing is left to do after this checkpoint; None if something is."""
     if 0 < limits.max_steps <= last.step:
         return "trainer.max_steps is reached"
