@@ -56,19 +56,6 @@ class Decay:
     """Lower quartile, median and upper quartile, ``[3, n]``."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A row of an ablation, for `ablation`."""
-
-    label: str
-    bits: float
-    """Per sample on the test split, mean over seeds."""
-    spread: float
-    """Standard deviation over seeds; not a number of one seed."""
-    curves: tuple[Sequence[tuple[float, float]], ...]
-    """Of each seed: seconds of training and bits of each validation."""
-
-
 _MOST_COLUMNS = 800
 _ROUND_HERTZ = (50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000)
 
@@ -431,66 +418,6 @@ def decays(
     for axis in (left, right):
         axis.tick_params(labelsize=8)
     return figure
-
-
-def ablation(title: str, variants: Sequence[Variant], previous_sample: float) -> Figure:
-    """Test bits of some variants as dots with error bars, and how their validations came down, beside it.
-
-    Args:
-        title: of the whole.
-        variants: from top to bottom.
-        previous_sample: bits of the baseline, a line; where it is too far away on the left, an arrow.
-    """
-    figure = _figure(11, max(4.2, 1.4 + 0.32 * len(variants)))
-    figure.suptitle(_plain(title), x=0.01, ha="left", fontsize=10)
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
-    for number, variant in enumerate(variants):
-        colour = _colours("tab20", np.array([number % 20]))[0] / 255
-        spread = None if np.isnan(variant.spread) else variant.spread
-        left.errorbar(variant.bits, number, xerr=spread, fmt="o", color=colour, capsize=3, markersize=5)
-        left.annotate(
-            f"{variant.bits:.3f}",
-            (variant.bits, number),
-            (0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-        )
-        for index, curve in enumerate(variant.curves):
-            minutes, bits = np.asarray(curve, float).reshape(-1, 2).T
-            label = _plain(variant.label) if index == 0 else None
-            right.plot(minutes / 60, bits, ".-", color=colour, linewidth=1, markersize=4, label=label)
-    left.set_yticks(range(len(variants)), [_plain(variant.label) for variant in variants], fontsize=8)
-    left.set_ylim(len(variants) - 0.4, -0.8)
-    left.margins(x=0.15)
-    _mark_baseline(left, previous_sample)
-    left.set_xlabel("bits per sample on the test split (fewer are better)", fontsize=9)
-    right.axhline(previous_sample, color="0.4", linestyle="--", linewidth=1, label="previous sample")
-    right.set_xlim(left=0)
-    right.set_yscale("log")
-    right.yaxis.set_major_formatter("{x:.2f}")
-    right.yaxis.set_minor_formatter("{x:.2f}")
-    right.set_xlabel("minutes of training", fontsize=9)
-    right.set_ylabel("bits per sample at validations", fontsize=9)
-    right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.tick_params(labelsize=8, which="both")
-    return figure
-
-
-def _mark_baseline(axis: Any, bits: float) -> None:
-    """A vertical line; where it would squeeze the rest to a corner, an arrow that points to it."""
-    low, high = axis.get_xlim()
-    if low - (high - low) <= bits <= high + (high - low):
-        axis.axvline(bits, color="0.4", linestyle="--", linewidth=1)
-        axis.annotate("previous sample", (bits, 1), (0, 2), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", fontsize=7, ha="center")  # fmt: skip
-        return
-    text, place = (
-        (f"previous sample {bits:.2f} →", 1.0) if bits > high else (f"← previous sample {bits:.2f}", 0.0)
-    )
-    axis.text(place, 1.01, text, transform=axis.transAxes, fontsize=7, ha="right" if place else "left")
 
 
 def _plain(text: str) -> str:

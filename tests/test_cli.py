@@ -73,7 +73,7 @@ def _fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "trainer.accelerator tpu: cannot be used here",
         ),
         (["train", str(CLIPS), "--name", ""], "a run's name cannot be empty"),
-        (["train", str(CLIPS), "--model.dim", "10000000000"], "model.dim must be at most 65536"),
+        (["train", str(CLIPS), "--model.dim", "10000000000"], "model.dim must be from 1 to 65536"),
         (["train", str(CLIPS), "--model.forget_bias", "nan"], "model.forget_bias: Expected a float"),
         (["train", str(CLIPS.parent / "cells")], "no such folder"),
         (["train", str(CLIPS.parent / "cli.py")], "is not a folder"),

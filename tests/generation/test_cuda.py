@@ -21,6 +21,7 @@ from samplernn.generation.engines.base import EngineState
 from samplernn.generation.engines.reference import ReferenceEngine
 from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN
+from tests.conftest import slow
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -55,10 +56,15 @@ def _teacher_forced(model: SampleRNN, codes: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
 
 
-@pytest.mark.parametrize("num", [1, 3], ids=["alone", "three"])
+@pytest.mark.parametrize("num", [1, slow(3)], ids=["alone", "three"])
 @pytest.mark.parametrize(
     ("frame_sizes", "rnn", "dim", "n_rnn"),
-    [((8, 2), "gru", 20, 2), ((12, 4, 2), "lstm", 64, 1), ((4,), "lstm", 70, 2), ((3, 1), "gru", 128, 1)],
+    [
+        pytest.param((8, 2), "gru", 20, 2, marks=pytest.mark.slow),
+        pytest.param((12, 4, 2), "lstm", 64, 1, marks=pytest.mark.slow),
+        ((4,), "lstm", 70, 2),
+        pytest.param((3, 1), "gru", 128, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_stepping_equals_teacher_forcing(
     cuda: ModuleType, frame_sizes: tuple[int, ...], rnn: str, dim: int, n_rnn: int, num: int
@@ -109,7 +115,7 @@ def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("bfloat16_products")
-@pytest.mark.parametrize("num", [1, 5], ids=["alone", "five"])
+@pytest.mark.parametrize("num", [slow(1), slow(5)], ids=["alone", "five"])
 def test_bfloat16_is_close_to_the_network(cuda: ModuleType, num: int) -> None:
     model = _model((4, 2), n_rnn=1)
     codes = torch.randint(33, (num, 16))
@@ -122,7 +128,7 @@ def test_bfloat16_is_close_to_the_network(cuda: ModuleType, num: int) -> None:
 
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(), Sampling(0.0), Sampling(0.9, top_k=5), Sampling(1.1, top_p=0.8)],
+    [slow(Sampling()), slow(Sampling(0.0)), Sampling(0.9, top_k=5), slow(Sampling(1.1, top_p=0.8))],
     ids=["plain", "greedy", "top-k", "top-p"],
 )
 def test_the_same_numbers_draw_the_same_codes_as_in_the_reference(
@@ -139,6 +145,7 @@ def test_the_same_numbers_draw_the_same_codes_as_in_the_reference(
         assert torch.equal(torch.cat(codes, dim=1), torch.cat(expected, dim=1))
 
 
+@pytest.mark.slow
 def test_each_stream_has_its_own_temperature_at_each_sample(cuda: ModuleType) -> None:
     model = _model((2,), n_rnn=1)
     temperatures = np.array([[0, 0, 1, 1], [2, 0, 0, 0.5]], np.float32)
@@ -149,6 +156,7 @@ def test_each_stream_has_its_own_temperature_at_each_sample(cuda: ModuleType) ->
     assert torch.equal(*drawn)
 
 
+@pytest.mark.slow
 def test_a_long_call_is_several_launches_of_the_same_stream(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +172,7 @@ def test_a_long_call_is_several_launches_of_the_same_stream(
     torch.testing.assert_close(engine.score(codes), scores)
 
 
+@pytest.mark.slow
 def test_a_state_goes_on_where_it_was_taken(cuda: ModuleType) -> None:
     engine = cuda.CudaEngine(_model((4, 2), rnn="lstm", n_rnn=1), "float32")
     randomness = Randomness(5, (4, 7))
@@ -179,6 +188,7 @@ def test_a_state_goes_on_where_it_was_taken(cuda: ModuleType) -> None:
     assert torch.equal(engine.advance(4, Randomness(5, (7, 4)), Sampling()), expected[[1, 0]])
 
 
+@pytest.mark.slow
 def test_prefill_hears_what_score_hears(cuda: ModuleType) -> None:
     engine = cuda.CudaEngine(_model(n_rnn=1), "float32")
     codes = torch.randint(33, (24,))
@@ -215,7 +225,7 @@ def _run_block(block: int, blocks: int, arguments: dict[str, Any]) -> None:
     cuda_program.advance[(1,)](**arguments)
 
 
-@pytest.mark.parametrize("num", [1, 18], ids=["alone", "eighteen"])
+@pytest.mark.parametrize("num", [1, slow(18)], ids=["alone", "eighteen"])
 def test_blocks_that_run_at_the_same_time_wait_for_each_other(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch, num: int
 ) -> None:
@@ -279,6 +289,7 @@ for variant in sys.argv[4:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "blocks", "shared", "variants"),
     [
@@ -373,6 +384,7 @@ def test_a_gpu_on_which_the_engine_fails_is_not_used_and_a_line_says_why(
     )
 
 
+@pytest.mark.slow
 def test_a_program_that_computes_something_else_is_refused(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

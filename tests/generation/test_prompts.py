@@ -99,7 +99,7 @@ def test_a_long_prompt_is_heard_in_pieces_as_at_once(checkpoint: Checkpoint, eng
     assert heard[-1] == len(samples)
     padded = np.pad(samples, (-len(samples) % 8, 0))
     generator.engine.start(1)
-    generator.engine.prefill(torch.from_numpy(generator.to_codes(padded)))
+    generator.engine.prefill(torch.from_numpy(generator.codec.encode(padded)))
     at_once = generator.engine.export_state()
     assert all((a == b).all() for a, b in zip(state.network.rnn, at_once.network.rnn, strict=True))
     assert (state.network.history == at_once.network.history).all()

@@ -38,11 +38,13 @@ def test_a_killed_process_is_explained() -> None:
         in_fresh_process(signal.raise_signal, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_any_other_failure_is_one() -> None:
     with pytest.raises(RuntimeError, match="exit code 1"):
         in_fresh_process(int, "no number")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system counts it")
 def test_the_peak_is_of_the_process_itself() -> None:
     """Not of the one that started it, whose memory the system's own count begins with."""
