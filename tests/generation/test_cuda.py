@@ -357,34 +357,47 @@ def test_without_a_gpu_the_cuda_engine_says_so_and_auto_takes_another(
     assert "GPU" not in capsys.readouterr().err  # nothing is missing
 
 
-def test_a_gpu_that_is_too_old_is_not_used_and_a_line_says_why(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gpu_that_is_too_old_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
-    assert open_engine(_model()).name == "cpu"
-    line = capsys.readouterr().err.splitlines()[0]
-    assert line.startswith("engine cpu, although there is a GPU: Tesla V100 is older than Ampere")
+    with pytest.raises(UserError, match="cannot run here: Tesla V100 is older than Ampere"):
+        open_engine(_model(), "cuda")
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch\nmore")
+
+
+def test_auto_leaves_the_cuda_engine_alone_until_it_has_run_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "without_cuda", lambda: "")
+    monkeypatch.setattr(engines, "_opened", lambda model, name, *rest: name)
+    assert open_engine(_model()) == "cpu"
+    assert capsys.readouterr().err == ""
+    assert open_engine(_model(), "cuda") == "cuda"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("engine cuda is an experiment: it has not run on a GPU before")
+    monkeypatch.setattr(engines, "CUDA_HAS_RUN_ON_A_GPU", True)
+    assert open_engine(_model()) == open_engine(_model(), "cuda") == "cuda"
+    assert open_engine(_model(rnn="mingru")) == open_engine(_model(), dtype="int8") == "cpu"
+    assert capsys.readouterr().err == ""
 
 
 def test_a_gpu_on_which_the_engine_fails_is_not_used_and_a_line_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch\nmore")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(engines, "CUDA_HAS_RUN_ON_A_GPU", True)
     monkeypatch.setattr(engines, "without_cuda", lambda: "")
-    monkeypatch.setattr(engines, "_opened", lambda model, name, *rest: fail() if name == "cuda" else name)
+    monkeypatch.setattr(engines, "_opened", lambda model, name, *rest: _fail() if name == "cuda" else name)
     assert open_engine(_model()) == "cpu"
     assert capsys.readouterr().err == (
-        "engine cpu, although there is a GPU: engine cuda fails on it "
-        "(RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch)\n"
+        "engine cpu, although there is a GPU: engine cuda fails on this GPU "
+        "(RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch); use engine cpu\n"
     )
 
 
-@pytest.mark.slow
 def test_a_program_that_computes_something_else_is_refused(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,11 +415,8 @@ def test_a_program_that_computes_something_else_is_refused(
 def test_who_asks_for_an_engine_that_fails_hears_why_in_one_line(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch\nmore")
-
     monkeypatch.setattr(engines, "without_cuda", lambda: "")
-    monkeypatch.setattr(cuda, "CudaEngine", fail)
+    monkeypatch.setattr(cuda, "CudaEngine", _fail)
     with pytest.raises(UserError, match=r"too many blocks in cooperative launch.; use engine cpu"):
         open_engine(_model(), "cuda")
 
