@@ -262,7 +262,7 @@ def test_a_fused_engine_says_what_it_does_not_serve(options: dict[str, Any]) -> 
 
 def test_the_fused_engines_serve_cells_that_there_are() -> None:
     assert set(engines.CELLS["cuda"]) < set(SERVED) < set(CELLS)
-    assert set(CELLS) - set(SERVED) == {"gru-reset-before"}
+    assert "gru-reset-before" not in SERVED  # a second product in the middle of a step
 
 
 def test_a_cell_that_no_engine_lists_is_for_the_generic_one(
