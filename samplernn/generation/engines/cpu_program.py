@@ -16,39 +16,19 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from samplernn.generation.engines import cpu_math, cpu_plan
 from samplernn.generation.engines.cpu_cache import compiled
 from samplernn.generation.engines.cpu_draw import draw, negative_log_likelihood
 from samplernn.generation.engines.cpu_kernels import atomic_increment, atomic_load, row_sum
-from samplernn.generation.engines.cpu_math import (
-    SIGNED_ZERO,
-    add,
-    bounded_relu,
-    gru,
-    leaky,
-    lstm,
-    mingru,
-    peephole,
-    quantize_positive,
-    quantize_signed,
-    relu,
-)
-from samplernn.generation.engines.cpu_plan import (
-    ABORT,
-    FEW_STREAMS,
-    GRU,
-    LEAKY,
-    LSTM,
-    PEEPHOLE,
-    RELU,
-    ROWS,
-    Choice,
-    Plan,
-    Share,
-    Streams,
-)
+from samplernn.generation.engines.cpu_math import SIGNED_ZERO, add, relu
+from samplernn.generation.engines.cpu_plan import ABORT, FEW_STREAMS, ROWS, Choice, Plan, Share, Streams
 from samplernn.generation.engines.cpu_products import Vectors, product
 
 _sum_float32, _sum_bfloat16 = row_sum("float32"), row_sum("bfloat16")
+_SIGNED = np.float32(127), np.float32(SIGNED_ZERO)
+"""How vectors are quantized: the largest byte, counted from the byte for zero, and that byte."""
+_POSITIVE = np.float32(255), np.float32(0)
+"""The same for vectors without negative numbers, after a ReLU."""
 _SPINS = 4096
 """Looks at the barrier before a thread lets others run."""
 _yield_processor = types.ExternalFunction(
@@ -93,13 +73,14 @@ def _ratio(plan: Plan, tier: int) -> int:
 
 
 @compiled
-def quantize(plan: Plan, streams: Streams, share: Share, x: Any, slot: int, positive: bool) -> None:
+def quantize(plan: Plan, streams: Streams, share: Share, x: Any, slot: int, is_positive: bool) -> None:
     """The bytes of a vector of all streams. Every thread makes its own, which is cheaper than sharing."""
     if not plan.has_int8:
         return
+    largest_byte, zero = _POSITIVE if is_positive else _SIGNED
     for stream in range(len(x)):
         out = streams.quantized[share.thread, slot, stream]
-        scale = quantize_positive(x[stream], out) if positive else quantize_signed(x[stream], out)
+        scale = cpu_math.quantize(x[stream], out, largest_byte, zero)
         streams.quantized_scales[share.thread, slot, stream] = scale
 
 
@@ -184,10 +165,10 @@ def _step_layer(
     for stream in range(len(x)):
         gates_x = from_input[stream, first * ROWS : last * ROWS]
         gates_h = from_hidden[stream, first * ROWS : last * ROWS]
-        if plan.cell == LSTM:
-            lstm(gates_x, gates_h, streams.cell[tier, layer, stream, lo:hi], new[stream, lo:hi])
-        elif plan.cell == GRU:
-            gru(gates_x, gates_h, hidden[stream, lo:hi], new[stream, lo:hi])
+        if plan.cell == cpu_plan.LSTM:
+            cpu_math.lstm(gates_x, gates_h, streams.cell[tier, layer, stream, lo:hi], new[stream, lo:hi])
+        elif plan.cell == cpu_plan.GRU:
+            cpu_math.gru(gates_x, gates_h, hidden[stream, lo:hi], new[stream, lo:hi])
         else:
             coefficients = plan.coefficients[tier, layer, :, lo:hi]
             cell = streams.cell[tier, layer, stream, lo:hi]
@@ -201,14 +182,14 @@ def _step_rarer(
     which: int, gates_x: Any, gates_h: Any, coefficients: Any, cell: Any, before: Any, after: Any
 ) -> None:
     """Cells other than GRU and LSTM: a function of its own leaves the code around those two as it was."""
-    if which == PEEPHOLE:
-        peephole(gates_x, gates_h, coefficients, cell, after)
-    elif which == LEAKY:
-        leaky(gates_x, gates_h, coefficients, before, after)
-    elif which == RELU:
-        bounded_relu(gates_x, gates_h, coefficients, after)
+    if which == cpu_plan.PEEPHOLE:
+        cpu_math.peephole(gates_x, gates_h, coefficients, cell, after)
+    elif which == cpu_plan.LEAKY:
+        cpu_math.leaky(gates_x, gates_h, coefficients, before, after)
+    elif which == cpu_plan.RELU:
+        cpu_math.bounded_relu(gates_x, gates_h, coefficients, after)
     else:
-        mingru(gates_x, before, after)
+        cpu_math.mingru(gates_x, before, after)
 
 
 @compiled

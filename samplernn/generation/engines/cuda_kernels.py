@@ -136,6 +136,7 @@ def gru(
     x_at = rows[:, None] * D + inputs[None, :]
     w_at = weights + units[None, :] * D + inputs[:, None]
     gate: tl.constexpr = D * D
+    # Sums of each gate over the inputs and over the hidden vector, apart, each [BM, BU].
     reset_x = tl.zeros((BM, BU), tl.float32)
     update_x = tl.zeros((BM, BU), tl.float32)
     new_x = tl.zeros((BM, BU), tl.float32)
@@ -151,6 +152,7 @@ def gru(
         reset_h = tl.dot(part, tl.load(w_at + (3 * gate + k)), reset_h, input_precision="ieee")
         update_h = tl.dot(part, tl.load(w_at + (4 * gate + k)), update_h, input_precision="ieee")
         new_h = tl.dot(part, tl.load(w_at + (5 * gate + k)), new_h, input_precision="ieee")
+    # The gates, then the new hidden vector, unit by unit.
     bias = biases + units
     reset = tl.sigmoid(reset_x + reset_h + (tl.load(bias) + tl.load(bias + 3 * D))[None, :])
     update = tl.sigmoid(update_x + update_h + (tl.load(bias + D) + tl.load(bias + 4 * D))[None, :])
@@ -176,6 +178,7 @@ def lstm(
     x_at = rows[:, None] * D + inputs[None, :]
     w_at = weights + units[None, :] * D + inputs[:, None]
     gate: tl.constexpr = D * D
+    # Sums of each gate over the inputs and over the hidden vector, apart, each [BM, BU].
     in_x = tl.zeros((BM, BU), tl.float32)
     keep_x = tl.zeros((BM, BU), tl.float32)
     new_x = tl.zeros((BM, BU), tl.float32)
@@ -195,6 +198,7 @@ def lstm(
         keep_h = tl.dot(part, tl.load(w_at + (5 * gate + k)), keep_h, input_precision="ieee")
         new_h = tl.dot(part, tl.load(w_at + (6 * gate + k)), new_h, input_precision="ieee")
         out_h = tl.dot(part, tl.load(w_at + (7 * gate + k)), out_h, input_precision="ieee")
+    # The gates, then the new cell state and hidden vector, unit by unit.
     bias = biases + units
     let_in = tl.sigmoid(in_x + in_h + (tl.load(bias) + tl.load(bias + 4 * D))[None, :])
     keep = tl.sigmoid(keep_x + keep_h + (tl.load(bias + D) + tl.load(bias + 5 * D))[None, :])

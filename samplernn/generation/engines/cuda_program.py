@@ -55,6 +55,7 @@ def step_tier(
     block, blocks = tl.program_id(0), tl.num_programs(0)
     row_tiles = num_rows // BM
     MATRICES: tl.constexpr = 8 if IS_LSTM else 6
+    # The tier's input, [num_rows, D].
     tile = block
     while tile < row_tiles * (D // BU):
         project(
@@ -64,6 +65,7 @@ def step_tier(
         )  # fmt: skip
         tile += blocks
     target = wait_for_all(counter, target)
+    # The layers: each reads one version of its hidden vectors and writes the other, [num_rows, D].
     version = t // FRAME % 2
     x = tier_input
     for layer in tl.static_range(LAYERS):
@@ -87,6 +89,7 @@ def step_tier(
             tile += blocks
         target = wait_for_all(counter, target)
         x = after
+    # Conditioning for all steps of the tier below, [RATIO, num_rows, D].
     linear(
         x, upsampling, upsampling_biases, conditioning, num, num_rows, RATIO * D, D, D, False, BM, BN_UP,
         BK_QUARTER, STAGES, IS_MASKED,
@@ -175,6 +178,7 @@ def advance(
         if IS_ALONE:  # noqa: SIM102 (a condition of its own, so that the compiler sees that it is constant)
             if t % FASTEST == 0:
                 target = wait_for_all(counter, target)  # the last code is written by one block
+        # The tiers whose frame begins, slowest first.
         for tier in tl.static_range(N_TIERS):
             if t % TIERS[tier][0] == 0:
                 above = conditioning
@@ -193,10 +197,12 @@ def advance(
                     TIERS[tier][2], tier > 0, LAYERS, D, Q_LEVELS, IS_LSTM, BM, BN_UP, BU, BK, BK_QUARTER,
                     STAGES, IS_MASKED,
                 )  # fmt: skip
+        # The sample-level MLP and the draw.
         above = conditioning + (TIERS[N_TIERS - 1][4] + t % FASTEST) * (num_rows * D)
         if IS_ALONE:
             x = early + tl.load(table + ((FASTEST - 1) * Q_LEVELS + latest) * D + quarters).to(tl.float32)
             x = tl.maximum(x + tl.load(above + quarters), 0.0)
+            # This block's columns of the hidden layer, then of the logits; only row 0 counts.
             is_first = (tl.arange(0, 16) == 0)[:, None]
             if block * BN < D:
                 units = block * BN + tl.arange(0, BN)
@@ -229,6 +235,7 @@ def advance(
                 tl.store(now + drawing * code_stride, chosen, is_writer & (drawing == 0))
             latest = tl.sum(tl.where(drawing == 0, chosen, 0))
         else:
+            # First layer, [num_rows, D]: conditioning and rows of the table.
             tile = block
             while tile < (num_rows // GATHERED) * (D // BD):
                 rows = tile % (num_rows // GATHERED) * GATHERED + tl.arange(0, GATHERED)
@@ -239,6 +246,7 @@ def advance(
                 tl.store(first + at, x.to(first.dtype.element_ty))
                 tile += blocks
             target = wait_for_all(counter, target)
+            # Hidden layer, [num_rows, D], then logits, [num_rows, Q].
             linear(
                 first, hidden_weights, hidden_biases, second, num, num_rows, D, D, D, True, BM, BN,
                 BK_QUARTER, STAGES, IS_MASKED,
@@ -249,6 +257,7 @@ def advance(
                 BK_QUARTER, STAGES, IS_MASKED,
             )  # fmt: skip
             target = wait_for_all(counter, target)
+            # A code of each stream, DRAWN at a time.
             tile = block
             while tile < num_rows // DRAWN:
                 rows = tile * DRAWN + drawing
