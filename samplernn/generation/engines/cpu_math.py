@@ -142,14 +142,20 @@ def magnitude(x: Any) -> np.float32:
 
 
 @compiled
-def quantize(x: Any, out: Any, largest_byte: np.float32, zero: np.float32) -> np.float32:
-    """Numbers as bytes around `zero`, where the largest magnitude lies `largest_byte` away from it.
-
-    Returns:
-        What one step of the bytes means.
-    """
+def quantize_signed(x: Any, out: Any) -> np.float32:
+    """Bytes 1 to 255 around `SIGNED_ZERO`; returns what one step means."""
     largest = magnitude(x)
-    per_unit = largest_byte / largest
+    per_unit = np.float32(127) / largest
     for i in range(x.shape[0]):
-        out[i] = np.uint8(np.int32(x[i] * per_unit + (zero + _HALF)))
-    return largest / largest_byte
+        out[i] = np.uint8(np.int32(x[i] * per_unit + np.float32(SIGNED_ZERO + 0.5)))
+    return largest / np.float32(127)
+
+
+@compiled
+def quantize_positive(x: Any, out: Any) -> np.float32:
+    """Bytes 0 to 255; returns what one step means. (A function of its own, as constants are faster.)"""
+    largest = magnitude(x)
+    per_unit = np.float32(255) / largest
+    for i in range(x.shape[0]):
+        out[i] = np.uint8(np.int32(x[i] * per_unit + _HALF))
+    return largest / np.float32(255)

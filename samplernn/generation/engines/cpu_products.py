@@ -28,8 +28,8 @@ class Vectors(NamedTuple):
     """The byte that stands for zero."""
 
 
-def _block_products(dtype: str, most: int, dot: str = "none") -> Callable[..., None]:
-    """A compiled function: adjacent blocks of a packed matrix times the inputs of all streams.
+def _block_product(dtype: str, most: int, dot: str = "none") -> Callable[..., None]:
+    """A compiled function: a block of a packed matrix times the inputs of all streams.
 
     Args:
         dtype: of the weights.
@@ -37,40 +37,31 @@ def _block_products(dtype: str, most: int, dot: str = "none") -> Callable[..., N
         dot: see `matrix_product`.
     """
     by_most, by_4, by_2, by_1 = (matrix_product(dtype, count, dot) for count in (most, 4, 2, 1))
-    side_by_side = 1 if dtype == "int8" else 2
-    alone = matrix_product(dtype, 1, dot, side_by_side)
 
     @njit(**OPTIONS)  # not kept on disk for itself: it is a part of `product`
     def multiply(
-        weights: int, blocks: int, x: int, x_stride: int, steps: int, out: int, out_stride: int, num: int
+        weights: int, x: int, x_stride: int, steps: int, out: int, out_stride: int, num: int
     ) -> None:
-        block = 0
-        while block < blocks:
-            here, place = weights + block * steps * (4 * ROWS), out + block * (4 * ROWS)
-            if num == 1 and blocks - block >= side_by_side:
-                alone(here, x, x_stride, steps, place, out_stride)
-                block += side_by_side
-                continue
-            done = 0
-            while num - done >= most:
-                by_most(here, x + done * x_stride, x_stride, steps, place + done * out_stride, out_stride)
-                done += most
-            if num - done >= 4:
-                by_4(here, x + done * x_stride, x_stride, steps, place + done * out_stride, out_stride)
-                done += 4
-            if num - done >= 2:
-                by_2(here, x + done * x_stride, x_stride, steps, place + done * out_stride, out_stride)
-                done += 2
-            if num > done:
-                by_1(here, x + done * x_stride, x_stride, steps, place + done * out_stride, out_stride)
-            block += 1
+        done = 0
+        while num - done >= most:
+            by_most(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+            done += most
+        if num - done >= 4:
+            by_4(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+            done += 4
+        if num - done >= 2:
+            by_2(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
+            done += 2
+        if num > done:
+            by_1(weights, x + done * x_stride, x_stride, steps, out + done * out_stride, out_stride)
 
     return multiply
 
 
-_int8 = _block_products("int8", 6, dot_instruction())
-_bfloat16 = _block_products("bfloat16", 4)
-_float32 = _block_products("float32", 6)
+_int8 = _block_product("int8", 6, dot_instruction())
+_bfloat16 = _block_product("bfloat16", 4)
+_float32 = _block_product("float32", 6)
+_bfloat16_pair, _float32_pair = (matrix_product(dtype, 1, blocks=2) for dtype in ("bfloat16", "float32"))
 
 
 @compiled
@@ -94,17 +85,25 @@ def product(plan: Plan, index: int, x: Vectors, out: Any, shift: int, first: int
     """
     kind, steps = plan.matrices[index, 0], plan.matrices[index, 2]
     num, lo, hi = len(x.floats), first * ROWS, last * ROWS
-    weights, place = address_of(plan, index, first), out.ctypes.data + (lo + shift) * 4
+    address, stride, out_stride = x.floats.ctypes.data, x.floats.strides[0], out.strides[0]
     if kind == INT8:
-        _int8(
-            weights, last - first, x.bytes.ctypes.data, x.bytes.strides[0], steps, place, out.strides[0], num
-        )
-    else:
-        address, stride = x.floats.ctypes.data, x.floats.strides[0]
-        if kind == BFLOAT16:
-            _bfloat16(weights, last - first, address, stride, steps, place, out.strides[0], num)
+        address, stride = x.bytes.ctypes.data, x.bytes.strides[0]
+    block = first
+    while block < last:
+        weights, place = address_of(plan, index, block), out.ctypes.data + (block * ROWS + shift) * 4
+        if kind == INT8:
+            _int8(weights, address, stride, steps, place, out_stride, num)
+        elif num == 1 and last - block >= 2:  # two blocks side by side, see `matrix_product`
+            if kind == BFLOAT16:
+                _bfloat16_pair(weights, address, stride, steps, place, out_stride)
+            else:
+                _float32_pair(weights, address, stride, steps, place, out_stride)
+            block += 1
+        elif kind == BFLOAT16:
+            _bfloat16(weights, address, stride, steps, place, out_stride, num)
         else:
-            _float32(weights, last - first, address, stride, steps, place, out.strides[0], num)
+            _float32(weights, address, stride, steps, place, out_stride, num)
+        block += 1
     row = plan.matrices[index, 3]
     biases = plan.biases[row + lo : row + hi]
     for stream in range(num):

@@ -25,10 +25,6 @@ from samplernn.generation.engines.cpu_plan import ABORT, FEW_STREAMS, ROWS, Choi
 from samplernn.generation.engines.cpu_products import Vectors, product
 
 _sum_float32, _sum_bfloat16 = row_sum("float32"), row_sum("bfloat16")
-_SIGNED = np.float32(127), np.float32(SIGNED_ZERO)
-"""How vectors are quantized: the largest byte, counted from the byte for zero, and that byte."""
-_POSITIVE = np.float32(255), np.float32(0)
-"""The same for vectors without negative numbers, after a ReLU."""
 _SPINS = 4096
 """Looks at the barrier before a thread lets others run."""
 _yield_processor = types.ExternalFunction(
@@ -77,11 +73,12 @@ def quantize(plan: Plan, streams: Streams, share: Share, x: Any, slot: int, is_p
     """The bytes of a vector of all streams. Every thread makes its own, which is cheaper than sharing."""
     if not plan.has_int8:
         return
-    largest_byte, zero = _POSITIVE if is_positive else _SIGNED
+    quantized, scales = streams.quantized[share.thread, slot], streams.quantized_scales[share.thread, slot]
     for stream in range(len(x)):
-        out = streams.quantized[share.thread, slot, stream]
-        scale = cpu_math.quantize(x[stream], out, largest_byte, zero)
-        streams.quantized_scales[share.thread, slot, stream] = scale
+        if is_positive:
+            scales[stream] = cpu_math.quantize_positive(x[stream], quantized[stream])
+        else:
+            scales[stream] = cpu_math.quantize_signed(x[stream], quantized[stream])
 
 
 @compiled
