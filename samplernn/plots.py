@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.config import UserError, one_line
+from samplernn.messages import say
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -125,7 +125,7 @@ def _mel_transform() -> MelTransform:
         from torchaudio.transforms import MelSpectrogram
     except Exception as error:  # libraries that do not fit fail in many ways
         said = f"torchaudio cannot be loaded ({error}); spectrograms are drawn without it"
-        print(one_line(said), file=sys.stderr, flush=True)
+        say(one_line(said))
         return own_mel_transform
     return lambda sample_rate, window, hop: MelSpectrogram(
         sample_rate, n_fft=window, hop_length=hop, n_mels=_MELS, f_min=_LOWEST_HZ

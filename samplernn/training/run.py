@@ -424,7 +424,7 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
     samples = Samples(run.path / "samples", config, module.facts, data.recording(), data.prompts(), boards)
     # Stopping comes before Samples, which makes its last ones whole.
     callbacks: list[pl.Callback] = [rescue, metrics, rescue, stopping, samples, checkpoints]
-    if config.trainer.enable_progress_bar and not quiet:
+    if config.trainer.enable_progress_bar and is_first() and not quiet:
         callbacks.append(ProgressDisplay(metrics, baselines, config.data.sample_rate))
     rows = MetricsFile(run.path / "metrics.csv")
     rows.rewind(step)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 import torch
 
 from samplernn.config import ModelConfig, UserError
 from samplernn.generation.engines.base import Engine
 from samplernn.generation.engines.reference import ReferenceEngine
+from samplernn.messages import say
 from samplernn.model.network import SampleRNN
 
 DTYPES = {
@@ -60,19 +60,19 @@ def open_engine(
 def _best(model: SampleRNN, dtype: str, threads: int | None) -> Engine:
     """What `auto` stands for; says so where it is not the best that one might expect."""
     if missing := beyond("cpu", model.config):
-        _say(f"engine reference, the generic one: the others have no {missing}")
+        say(f"engine reference, the generic one: the others have no {missing}")
         return open_engine(model, "reference", dtype)
     reason = "" if dtype in ("auto", *DTYPES["cuda"]) else f"engine cuda has no dtype {dtype}"
     if missing := beyond("cuda", model.config):
         reason = f"engine cuda has no {missing}"
     if reason := reason or without_cuda():
         if torch.cuda.is_available():
-            _say(f"engine cpu, although there is a GPU: {reason}")
+            say(f"engine cpu, although there is a GPU: {reason}")
     else:
         try:
             return _opened(model, "cuda", dtype, threads)
         except Exception as error:  # whatever drivers, compilers and GPUs may come up with
-            _say(f"engine cpu, although there is a GPU: engine cuda fails on it ({first_line(error)})")
+            say(f"engine cpu, although there is a GPU: engine cuda fails on it ({first_line(error)})")
     return open_engine(model, "cpu", dtype, threads)
 
 
@@ -108,10 +108,6 @@ def without_cuda() -> str:
 def first_line(error: Exception) -> str:
     """The kind of an error, and what it says first."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def beyond(engine: str, config: ModelConfig) -> str:

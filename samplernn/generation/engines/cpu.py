@@ -8,7 +8,6 @@ block by block (`_Pace`).
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from samplernn.generation.engines.base import PREFILL_CHUNK, EngineState, requir
 from samplernn.generation.engines.cpu_cache import KEPT
 from samplernn.generation.engines.cpu_weights import PackedNetwork, round_up
 from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.messages import say
 from samplernn.model.network import SampleRNN, State
 
 _AT_ONCE = 48
@@ -113,7 +113,7 @@ class CpuEngine:
         """Compile the program, or load it from disk; say so if that takes a while or is done each time."""
         said = f"each time, for {KEPT.problem}" if KEPT.problem else "once"
         said = f"compiling the engine for this machine: {said}, about 15 s …"
-        notice = threading.Timer(1.0, lambda: print(said, file=sys.stderr, flush=True))
+        notice = threading.Timer(1.0, say, (said,))
         notice.start()
         was_kept = not KEPT.problem
         try:
@@ -121,7 +121,7 @@ class CpuEngine:
         finally:
             notice.cancel()
         if was_kept and KEPT.problem:
-            print(f"the engine will be compiled each time, for {KEPT.problem}", file=sys.stderr, flush=True)
+            say(f"the engine will be compiled each time, for {KEPT.problem}")
         self._paces.clear()
         self.start(1)
 

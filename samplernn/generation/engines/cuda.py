@@ -6,7 +6,6 @@ Where Triton's kernels are interpreted (``TRITON_INTERPRET=1``) the same runs on
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from samplernn.generation.engines import cuda_kernels, cuda_program
 from samplernn.generation.engines.base import EngineState, heard, require_one
 from samplernn.generation.engines.cuda_weights import Packed, round_up
 from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.messages import say
 from samplernn.model.network import SampleRNN, State
 
 _AT_ONCE = 4096
@@ -322,7 +322,7 @@ def launch(blocks: int, device: torch.device, **arguments: Any) -> None:
         cuda_program.advance[(blocks,)](**arguments)
         return
     said = "compiling the engine for this GPU: once for each kind of request, some seconds each …"
-    notice = threading.Timer(2.0, lambda: print(said, file=sys.stderr, flush=True))
+    notice = threading.Timer(2.0, say, (said,))
     notice.start()
     try:
         with torch.cuda.device(device):
