@@ -176,7 +176,7 @@ def prepare(
         built = _shards(root, sources, data, shard_dir, progress, workers, store=True)
         corpus = _assemble(root, data, shard_dir, built.values(), found, unreadable)
         _require_audio(corpus)
-        with contextlib.suppress(OSError):  # for people only: a complete cache may lie where nobody can write
+        with contextlib.suppress(OSError):  # neither file is needed: a complete cache may be read-only
             _write_manifest(corpus_dir / "manifest.json", corpus, list(built))
             _keep_overlaps(corpus)
         shards.remove_stale(shard_dir, built)
@@ -375,7 +375,7 @@ def _kept_overlaps(corpus: Corpus) -> tuple[Overlap, ...] | None:
         if kept["key"] != takes.key(corpus.files, corpus.sample_rate):
             return None
         found = [Overlap(int(a), int(b), float(c), float(d), float(e)) for a, b, c, d, e in kept["overlaps"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     count = len(corpus.files)
     return tuple(found) if all(0 <= one.first < one.second < count for one in found) else None
