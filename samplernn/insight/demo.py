@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 
 from samplernn import plots
-from samplernn.audio.corpus import Split, locate, prepare
+from samplernn.audio.corpus import prepare
 from samplernn.audio.io import load as load_audio
 from samplernn.audio.io import to_int16
+from samplernn.audio.split import Split, locate
 from samplernn.config import Config, UserError, from_dict, presets
 from samplernn.generation.envelopes import envelopes
 from samplernn.generation.files import output_paths, write_files

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samplernn import plots
-from samplernn.audio.corpus import AudioFile, Corpus, Split, locate, prepare
+from samplernn.audio.corpus import AudioFile, Corpus, prepare
+from samplernn.audio.split import Split, locate
 from samplernn.config import UserError
 from samplernn.insight import wording
 from samplernn.model.cells import RNN, RecurrentLayer

@@ -28,9 +28,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import samplernn
 from samplernn import storage
-from samplernn.audio.corpus import Split, locate, prepare
+from samplernn.audio.corpus import prepare
 from samplernn.audio.lanes import quick_check
 from samplernn.audio.shards import open_samples
+from samplernn.audio.split import Split, locate
 from samplernn.config import Config, DataConfig, UserError, from_dict, merged, presets, to_dict
 from samplernn.generation.envelopes import envelopes
 from samplernn.generation.playback import Generator
