@@ -23,7 +23,7 @@ from samplernn.generation.engines import cpu_program
 from samplernn.generation.engines.base import PREFILL_CHUNK, EngineState, require_one
 from samplernn.generation.engines.cpu_cache import KEPT
 from samplernn.generation.engines.cpu_weights import PackedNetwork, round_up
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.sampling import DrawArrays
 from samplernn.model.network import SampleRNN, State
 
 _AT_ONCE = 48
@@ -84,18 +84,16 @@ class CpuEngine:
         for piece in codes.split(PREFILL_CHUNK // self.lookback * self.lookback or self.lookback):
             self._run(len(piece), _given(1)._replace(is_heard=True), piece[None].numpy())
 
-    def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
-        position = self._state.position.numpy()
+    def advance(self, draws: DrawArrays) -> Tensor:
         choice = cpu_program.Choice(
-            False,
-            False,
-            randomness.uniforms(position, length),
-            sampling.inverse_temperatures(len(position), length),
-            sampling.top_k,
-            np.float32(sampling.top_p),
+            is_given=False,
+            is_heard=False,
+            uniforms=draws.uniforms(self._state.position),
+            inverse_temperature=draws.inverse_temperatures(),
+            filters=draws.filters,
         )
-        codes, _ = self._run(length, choice, None)
-        self._state = EngineState(self._state.network, self._state.position + length)
+        codes, _ = self._run(draws.length, choice, None)
+        self._state = EngineState(self._state.network, self._state.position + draws.length)
         return torch.from_numpy(codes)
 
     def score(self, codes: Tensor) -> Tensor:
@@ -161,7 +159,9 @@ class CpuEngine:
             if given is not None:
                 streams.codes[:, :, self.lookback :] = given[rows]
             drawn = choice._replace(
-                uniforms=choice.uniforms[rows], inverse_temperature=choice.inverse_temperature[rows]
+                uniforms=choice.uniforms[rows],
+                inverse_temperature=choice.inverse_temperature[rows],
+                filters=choice.filters[rows],
             )
             tasks.append((streams, drawn))
         if sharing.side_by_side == 1:
@@ -244,7 +244,7 @@ class CpuEngine:
 def _given(num_streams: int) -> cpu_program.Choice:
     """Codes are there already."""
     unused = np.zeros((num_streams, 0), np.float32)
-    return cpu_program.Choice(True, False, unused, unused, 0, np.float32(1))
+    return cpu_program.Choice(True, False, unused, unused, unused)
 
 
 def cores() -> int:

@@ -152,8 +152,8 @@ class Choice(NamedTuple):
     """Random numbers, ``[B, length]``."""
     inverse_temperature: NDArray[np.float32]
     """Of each draw, 0 where the most probable code is taken, ``[B, length]``."""
-    top_k: int
-    top_p: np.float32
+    filters: NDArray[np.float32]
+    """Top-k and top-p of each stream, ``[B, 2]`` (see `sampling.DrawArrays`)."""
 
 
 class Share(NamedTuple):
@@ -670,12 +670,12 @@ def sample_level_mlp(plan: Plan, streams: Streams, share: Share, codes: Any, t: 
 
 
 @compiled
-def draw(logits: Any, choice: Choice, inverse_temperature: Any, uniform: Any, p: Any) -> int:
-    """A code by inverting the cumulative distribution (see `Sampling.draw`).
+def draw(logits: Any, filters: Any, inverse_temperature: Any, uniform: Any, p: Any) -> int:
+    """A code by inverting the cumulative distribution (see `sampling.draw`).
 
     Args:
         logits: ``[q]``.
-        choice: top-k, top-p.
+        filters: top-k, top-p, ``[2]``.
         inverse_temperature: of this draw; 0 is greedy.
         uniform: in [0, 1).
         p: room for the probabilities, ``[q]``.
@@ -685,10 +685,11 @@ def draw(logits: Any, choice: Choice, inverse_temperature: Any, uniform: Any, p:
     top = maximum(logits)
     for i in range(len(p)):
         p[i] = exp((logits[i] - top) * inverse_temperature)
-    if 0 < choice.top_k < len(p):
-        _keep_most(p, choice.top_k)
-    if choice.top_p < 1:
-        _keep_mass(p, choice.top_p)
+    top_k, top_p = int(filters[0]), filters[1]
+    if 0 < top_k < len(p):
+        _keep_most(p, top_k)
+    if top_p < 1:
+        _keep_mass(p, top_p)
     total = _ZERO
     for i in range(len(p)):
         total += p[i]
@@ -803,7 +804,8 @@ def run(plan: Plan, streams: Streams, choice: Choice, thread: int, num_threads: 
         for stream in range(num):
             logits = streams.logits[stream, : plan.q_levels]
             if not choice.is_given:
-                uniform, warmth = choice.uniforms[stream, t], choice.inverse_temperature[stream, t]
-                codes[stream, now] = draw(logits, choice, warmth, uniform, streams.probabilities[thread])
+                uniform, inverse = choice.uniforms[stream, t], choice.inverse_temperature[stream, t]
+                room = streams.probabilities[thread]
+                codes[stream, now] = draw(logits, choice.filters[stream], inverse, uniform, room)
             elif thread == 0:
                 streams.nll[stream, t] = _nll(logits, codes[stream, now])

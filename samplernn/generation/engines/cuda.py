@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from samplernn.generation.engines import cuda_kernels, cuda_program
 from samplernn.generation.engines.base import EngineState, heard, require_one
 from samplernn.generation.engines.cuda_weights import Packed, round_up
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.request import Draws
+from samplernn.generation.sampling import DrawArrays, draw_arrays
 from samplernn.model.network import SampleRNN, State
 
 _AT_ONCE = 4096
@@ -125,7 +126,7 @@ class CudaEngine:
         drawn = []
         for num in (1, 3, 17):
             self.start(num)
-            drawn.append(self.advance(length, Randomness(0, tuple(range(num))), Sampling()))
+            drawn.append(self.advance(draw_arrays(Draws(streams=tuple(range(num))), length)))
             if not ((drawn[-1] >= 0) & (drawn[-1] < config.q_levels)).all():
                 raise RuntimeError(f"codes are out of range with {num} streams")
         if not all(torch.equal(codes[0], drawn[0][0]) for codes in drawn):
@@ -143,17 +144,15 @@ class CudaEngine:
             self._state = heard(self.model, self._state, codes.to(self.device))
 
     @torch.inference_mode()
-    def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
-        num = len(self._state.position)
-        temperatures = torch.from_numpy(sampling.inverse_temperatures(num, length))
-        codes, _ = self._run(length, None, randomness, sampling, temperatures)
-        self._state = EngineState(self._state.network, self._state.position + length)
+    def advance(self, draws: DrawArrays) -> Tensor:
+        codes, _ = self._run(None, draws)
+        self._state = EngineState(self._state.network, self._state.position + draws.length)
         return codes
 
     @torch.inference_mode()
     def score(self, codes: Tensor) -> Tensor:
-        unused = Randomness(0, (0,) * len(codes))
-        return self._run(codes.shape[1], codes, unused, Sampling(), torch.zeros(len(codes), 0))[1]
+        unused = draw_arrays(Draws(streams=(0,) * len(codes)), codes.shape[1])
+        return self._run(codes, unused)[1]
 
     def export_state(self) -> EngineState:
         network = self._state.network
@@ -165,23 +164,14 @@ class CudaEngine:
         rnn = tuple(tier.to(self.device) for tier in network.rnn)
         self._state = EngineState(State(network.history.to(self.device), rnn), state.position)
 
-    def _run(
-        self,
-        length: int,
-        given: Tensor | None,
-        randomness: Randomness,
-        sampling: Sampling,
-        temperatures: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, given: Tensor | None, draws: DrawArrays) -> tuple[Tensor, Tensor]:
         """Advance every stream; returns codes and, if given, their negative log-likelihoods, ``[B, length]``.
 
         Args:
-            length: samples per stream.
             given: codes, int64 ``[B, length]``; None: draw them.
-            randomness: of the draws.
-            sampling: how to draw.
-            temperatures: as the program wants them, float32 ``[B, length]``.
+            draws: how.
         """
+        length = draws.length
         if length % self.lookback:
             raise ValueError(f"length {length} is not a multiple of the largest frame, {self.lookback}")
         state, num = self._state, len(self._state.position)
@@ -193,14 +183,11 @@ class CudaEngine:
         after = []
         for first in range(0, num, at_once):
             rows = slice(first, first + at_once)
-            streams = _Streams(self, state.rows(rows), randomness.streams[rows], randomness.seed)
+            streams = _Streams(self, state.rows(rows), draws.of_rows(rows))
             for start in range(0, length, per_launch):
                 piece = slice(start, min(start + per_launch, length))
                 codes[rows, piece], scores = streams.advance(
-                    piece,
-                    None if given is None else given[rows, piece],
-                    temperatures[rows, piece],
-                    sampling,
+                    piece, None if given is None else given[rows, piece]
                 )
                 if given is not None:
                     nll[rows, piece] = scores
@@ -215,14 +202,13 @@ class _Streams:
     Args:
         engine: whose network they run through.
         state: where they start.
-        numbers: of the streams.
-        seed: of their random numbers.
+        draws: how their codes are drawn.
     """
 
-    def __init__(self, engine: CudaEngine, state: EngineState, numbers: tuple[int, ...], seed: int) -> None:
+    def __init__(self, engine: CudaEngine, state: EngineState, draws: DrawArrays) -> None:
         self._engine, packed, device = engine, engine._packed, engine.device
         config = engine.model.config
-        self.num = num = len(numbers)
+        self.num = num = len(draws.streams)
         self._tiles = tiles(
             num, packed.dim, packed.codes, engine._blocks, engine._dtype, engine._shared_memory
         )
@@ -250,19 +236,20 @@ class _Streams:
         self._positions = torch.zeros(rows, dtype=torch.int64)
         self._positions[:num] = state.position
         self._numbers = torch.zeros(rows, dtype=torch.int64)
-        self._numbers[:num] = torch.tensor(numbers)
-        self._seed = torch.tensor([seed - (1 << 64) if seed >> 63 else seed])
+        self._numbers[:num] = torch.tensor(draws.streams)
+        self._seed = torch.tensor([draws.seed - (1 << 64) if draws.seed >> 63 else draws.seed])
+        self._inverse_temperatures = torch.zeros(rows, draws.length)
+        self._inverse_temperatures[:num] = torch.from_numpy(draws.inverse_temperatures())
+        self._filters = torch.zeros(rows, draws.filters.shape[1])
+        self._filters[:num] = torch.from_numpy(draws.filters)
+        self._is_filtered = draws.is_filtered
 
-    def advance(
-        self, piece: slice, given: Tensor | None, temperatures: Tensor, sampling: Sampling
-    ) -> tuple[Tensor, Tensor]:
+    def advance(self, piece: slice, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run the program once.
 
         Args:
             piece: of the samples of a call.
             given: codes of the piece, ``[B, length]``; None: draw them.
-            temperatures: of the piece, inverse, ``[B, length]``.
-            sampling: how to draw.
 
         Returns:
             Codes and negative log-likelihoods, ``[B, length]``, on the CPU.
@@ -275,8 +262,6 @@ class _Streams:
         codes[: self.num, : engine.lookback] = self._history
         if given is not None:
             codes[: self.num, engine.lookback :] = given.to(device)
-        warmth = torch.zeros(rows, length if given is None else 0)
-        warmth[: self.num] = temperatures
         nll = torch.zeros(rows, 0 if given is None else length, device=device)
         self._buffers["narrow"][0] = self._vectors[0]
         launch(
@@ -286,12 +271,11 @@ class _Streams:
             **self._buffers,
             codes=codes,
             nll=nll,
-            inverse_temperatures=warmth.to(device),
+            inverse_temperatures=self._inverse_temperatures[:, piece].contiguous().to(device),
             positions=(self._positions + piece.start).to(device),
             streams=self._numbers.to(device),
             seeds=self._seed.to(device),
-            top_k=sampling.top_k,
-            top_p=float(sampling.top_p),
+            filters=self._filters.to(device),
             counter=torch.zeros(1, dtype=torch.int32, device=device),
             num=self.num,
             num_rows=rows,
@@ -303,7 +287,7 @@ class _Streams:
             Q_LEVELS=config.q_levels,
             IS_LSTM=config.rnn == "lstm",
             IS_GIVEN=given is not None,
-            IS_FILTERED=sampling.top_k > 0 or sampling.top_p < 1,
+            IS_FILTERED=self._is_filtered,
             **self._tiles._asdict(),
         )
         self._history = codes[: self.num, -engine.lookback :].long()

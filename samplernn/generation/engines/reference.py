@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samplernn.generation.engines.base import EngineState, heard, require_one
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.sampling import DrawArrays, draw
 from samplernn.model.network import FrameLevelTier, SampleRNN, State, gather_and_add
 
 _ELEMENTS_PER_GROUP = 32768
@@ -58,17 +58,18 @@ class ReferenceEngine:
         self._state = heard(self.model, self._state, codes)
 
     @torch.inference_mode()
-    def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
-        position = self._state.position.numpy()
-        uniforms = torch.from_numpy(randomness.uniforms(position, length))  # [B, length]
-        temperatures = torch.from_numpy(sampling.temperatures(len(position), length).copy())
+    def advance(self, draws: DrawArrays) -> Tensor:
+        uniforms = torch.from_numpy(draws.uniforms(self._state.position))
+        temperatures, filters = torch.from_numpy(draws.temperature), torch.from_numpy(draws.filters)
 
         def choose(rows: slice) -> ChooseCode:
-            numbers, warmth = uniforms[rows], temperatures[rows]
-            return lambda t, logits: sampling.draw(logits, numbers[:, t : t + 1], warmth[:, t : t + 1])
+            uniform, temperature = uniforms[rows], temperatures[rows]
+            return lambda t, logits: draw(
+                logits, uniform[:, t : t + 1], temperature[:, t : t + 1], filters[rows]
+            )
 
-        codes = self._step_all(length, choose)
-        self._state = EngineState(self._state.network, self._state.position + length)
+        codes = self._step_all(draws.length, choose)
+        self._state = EngineState(self._state.network, self._state.position + draws.length)
         return codes
 
     @torch.inference_mode()
