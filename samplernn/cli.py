@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from samplernn import __version__, signals
 from samplernn.config import Config, UserError, let_everything_be_printed, to_dict
+from samplernn.messages import say
 
 if TYPE_CHECKING:
     from samplernn.insight.activations import Activations
@@ -157,7 +158,7 @@ def _overfit_check(folder: str, config: Config, quiet: bool) -> int:
     try:
         check = overfit_check(folder, config, quiet)
     except Interrupted as interrupted:
-        _say(f"\nstopped by {interrupted}")
+        say(f"\nstopped by {interrupted}")
         return 128 + interrupted.signal_number
     print(check.verdict)
     return 0 if check.is_healthy else 1
@@ -207,7 +208,7 @@ def generate(argv: list[str]) -> int:
     try:
         write_audio(checkpoint, **arguments)
     except PipeClosed as closed:  # often it is what the user wanted
-        _say(f"stopped: {closed.problem}")
+        say(f"stopped: {closed.problem}")
         return 141
     return 0
 
@@ -232,7 +233,7 @@ def play(argv: list[str]) -> int:
         write_audio(_checkpoint(arguments), **arguments, out=open_speaker)
     finally:
         if speakers and (gaps := speakers[0].underruns):
-            _say(f"the sound had {gaps} gaps: the model is too large for this machine, or it is busy")
+            say(f"the sound had {gaps} gaps: the model is too large for this machine, or it is busy")
     return 0
 
 
@@ -481,7 +482,7 @@ def demo(options: argparse.Namespace) -> int:
     try:
         run_demo(options.out, steps=options.steps)
     except Interrupted as interrupted:
-        _say(f"\nstopped by {interrupted}")
+        say(f"\nstopped by {interrupted}")
         return 128 + interrupted.signal_number
     return 0
 
@@ -516,20 +517,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return VERBS[options.verb](options.arguments)
     except UserError as error:
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # the first speaks for all
-            _say(f"error: {error}")
+            say(f"error: {error}")
         return 2
     except MemoryError as error:
-        _say(f"error: not enough memory for these sizes ({error or 'none is left'})")
+        say(f"error: not enough memory for these sizes ({error or 'none is left'})")
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush into the pipe
         return 141
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

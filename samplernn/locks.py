@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 
@@ -88,8 +88,7 @@ def _has_locks(folder: Path) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _Process:
+class _Process(NamedTuple):
     """A process, told apart from all that have had or will have its number."""
 
     host: str
@@ -103,35 +102,27 @@ class _Process:
 
     @classmethod
     def current(cls) -> _Process:
-        pid = os.getpid()
-        try:
+        boot = namespace = ""
+        with contextlib.suppress(OSError):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
             namespace = str(Path("/proc/self/ns/pid").readlink())
-        except OSError:
-            boot = namespace = ""
-        return cls(socket.gethostname(), pid, boot, namespace, _start_of(pid))
+        return cls(socket.gethostname(), os.getpid(), boot, namespace, _start_of(os.getpid()))
 
-    def has_ended(self) -> bool:
-        """Whether that is certain."""
+    def has_ended(self) -> bool | None:
+        """Whether it has; None where that cannot be seen from here."""
         here = _Process.current()
         if self.host != here.host:
-            return False
+            return None
         if self.boot != here.boot:
             return True
         if self.namespace != here.namespace or sys.platform == "win32":
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:  # of another user
-            pass
+            return None
+        with contextlib.suppress(PermissionError):  # it runs, and belongs to another user
+            try:
+                os.kill(self.pid, 0)
+            except (ProcessLookupError, OverflowError):
+                return True
         return self.started != _start_of(self.pid)
-
-    def is_visible(self) -> bool:
-        """Whether `has_ended` will be true once it has."""
-        here = _Process.current()
-        return (self.host, self.namespace) == (here.host, here.namespace) and sys.platform != "win32"
 
 
 def _start_of(pid: int) -> str:
@@ -148,16 +139,14 @@ def _claim(owner: Path) -> None:
     while True:
         try:
             with owner.open("x", encoding="utf-8") as file:
-                try:
-                    json.dump(asdict(_Process.current()), file)
-                    file.flush()
-                except BaseException:
-                    owner.unlink(missing_ok=True)
-                    raise
+                json.dump(_Process.current()._asdict(), file)
             return
         except FileExistsError:
             if (holder := _read(owner)) is not None:
                 _pass_over(owner, holder)
+        except BaseException:
+            owner.unlink(missing_ok=True)
+            raise
 
 
 def _give_back(owner: Path) -> None:
@@ -180,6 +169,7 @@ def _read(owner: Path) -> str | None:
 
 
 def _process_in(text: str) -> _Process | None:
+    """The process that the file names; None if it names none."""
     try:
         return _Process(**json.loads(text))
     except (ValueError, TypeError):
@@ -189,10 +179,10 @@ def _process_in(text: str) -> _Process | None:
 def _pass_over(owner: Path, text: str) -> None:
     """Remove the file of a process that has ended. Raises OSError, and Busy if it may not have ended."""
     process = _process_in(text)
-    if process is None or not process.has_ended():
+    has_ended = process.has_ended() if process else None
+    if not has_ended:
         holder = f"another process ({process.pid} on {process.host})" if process else "another process"
-        remedy = f"if it has ended, remove {owner}"
-        raise Busy(holder, "" if process and process.is_visible() else remedy)
+        raise Busy(holder, f"if it has ended, remove {owner}" if has_ended is None else "")
     aside = owner.with_name(f"{owner.name}-{secrets.token_hex(4)}")
     try:
         owner.rename(aside)

@@ -33,6 +33,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\u200c\u200d" else _escaped(char) for char in text)
 
 
+def say(message: str) -> None:
+    """Tell the user something, on standard error. Raises OSError if nobody can hear it any more."""
+    print(message, file=sys.stderr, flush=True)
+
+
 def let_everything_be_printed() -> None:
     """Output never fails over a character: what the encoding of a terminal or pipe lacks becomes an escape.
 

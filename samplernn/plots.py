@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.config import UserError, one_line
+from samplernn.messages import say
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,19 +54,6 @@ class Decay:
     """``[n]``, ascending, above 0."""
     quartiles: NDArray[np.float64]
     """Lower quartile, median and upper quartile, ``[3, n]``."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A row of an ablation, for `ablation`."""
-
-    label: str
-    bits: float
-    """Per sample on the test split, mean over seeds."""
-    spread: float
-    """Standard deviation over seeds; not a number of one seed."""
-    curves: tuple[Sequence[tuple[float, float]], ...]
-    """Of each seed: seconds of training and bits of each validation."""
 
 
 _MOST_COLUMNS = 800
@@ -138,7 +125,7 @@ def _mel_transform() -> MelTransform:
         from torchaudio.transforms import MelSpectrogram
     except Exception as error:  # libraries that do not fit fail in many ways
         said = f"torchaudio cannot be loaded ({error}); spectrograms are drawn without it"
-        print(one_line(said), file=sys.stderr, flush=True)
+        say(one_line(said))
         return own_mel_transform
     return lambda sample_rate, window, hop: MelSpectrogram(
         sample_rate, n_fft=window, hop_length=hop, n_mels=_MELS, f_min=_LOWEST_HZ
@@ -277,22 +264,44 @@ def long_term_spectra(
     return figure
 
 
-def curves(series: Mapping[str, Mapping[int, float]], ylabel: str = "bits per sample") -> Figure:
-    """Curves over the training step in one diagram, thick and thin by turns: of two equal ones both show.
+CURVE_COLOURS = ("#c2410c", "#2563a8", "#1f7a4d", "#86399b", "#9a6b00", "#0e7490", "#be185d", "#57534e")
+"""Of curves, in their order; the pages' style sheet has the same."""
+
+
+def curves(
+    series: Mapping[str, Mapping[int, float]],
+    ylabel: str = "bits per sample",
+    baselines: Mapping[str, float] | None = None,
+    is_log: bool = False,
+    with_dots: Collection[str] = (),
+) -> Figure:
+    """Curves over the training step in one diagram.
 
     Args:
-        series: title and, for every step, the value of each.
+        series: title and, for every step, the value of each; what is not finite is left out.
         ylabel: what the values are.
+        baselines: title and value of dashed horizontal lines.
+        is_log: whether the values are drawn on a logarithmic scale.
+        with_dots: titles of the curves whose every point is marked, such as validations.
     """
-    figure = _figure(9, 4)
+    figure = _figure(7, 4)
     axis = figure.subplots()
     for number, (title, points) in enumerate(series.items()):
-        steps, is_thin = sorted(points), number % 2 == 1
-        width, alpha = (1.2, 1.0) if is_thin else (4.5, 0.5)
-        axis.plot(steps, [points[step] for step in steps], label=title, linewidth=width, alpha=alpha)
+        known = sorted((step, value) for step, value in points.items() if np.isfinite(value))
+        colour = CURVE_COLOURS[number % len(CURVE_COLOURS)]
+        marker = "o" if title in with_dots else None
+        axis.plot(*zip(*known, strict=True), color=colour, label=_plain(title), marker=marker, markersize=4)
+    for title, value in (baselines or {}).items():
+        axis.axhline(value, color="0.4", linestyle="--", linewidth=1)
+        axis.annotate(f"{title} {value:.2f}", (1, value), (0, 3), ha="right", fontsize=8,
+                      xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+    if is_log:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}" if axis.get_ylim()[1] < 10 * axis.get_ylim()[0] else "")
     axis.set_xlabel("step")
     axis.set_ylabel(ylabel)
-    axis.grid(alpha=0.3)
+    axis.grid(alpha=0.3, which="both")
     axis.legend(frameon=False)
     return figure
 
@@ -431,66 +440,6 @@ def decays(
     for axis in (left, right):
         axis.tick_params(labelsize=8)
     return figure
-
-
-def ablation(title: str, variants: Sequence[Variant], previous_sample: float) -> Figure:
-    """Test bits of some variants as dots with error bars, and how their validations came down, beside it.
-
-    Args:
-        title: of the whole.
-        variants: from top to bottom.
-        previous_sample: bits of the baseline, a line; where it is too far away on the left, an arrow.
-    """
-    figure = _figure(11, max(4.2, 1.4 + 0.32 * len(variants)))
-    figure.suptitle(_plain(title), x=0.01, ha="left", fontsize=10)
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1.15])
-    for number, variant in enumerate(variants):
-        colour = _colours("tab20", np.array([number % 20]))[0] / 255
-        spread = None if np.isnan(variant.spread) else variant.spread
-        left.errorbar(variant.bits, number, xerr=spread, fmt="o", color=colour, capsize=3, markersize=5)
-        left.annotate(
-            f"{variant.bits:.3f}",
-            (variant.bits, number),
-            (0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-        )
-        for index, curve in enumerate(variant.curves):
-            minutes, bits = np.asarray(curve, float).reshape(-1, 2).T
-            label = _plain(variant.label) if index == 0 else None
-            right.plot(minutes / 60, bits, ".-", color=colour, linewidth=1, markersize=4, label=label)
-    left.set_yticks(range(len(variants)), [_plain(variant.label) for variant in variants], fontsize=8)
-    left.set_ylim(len(variants) - 0.4, -0.8)
-    left.margins(x=0.15)
-    _mark_baseline(left, previous_sample)
-    left.set_xlabel("bits per sample on the test split (fewer are better)", fontsize=9)
-    right.axhline(previous_sample, color="0.4", linestyle="--", linewidth=1, label="previous sample")
-    right.set_xlim(left=0)
-    right.set_yscale("log")
-    right.yaxis.set_major_formatter("{x:.2f}")
-    right.yaxis.set_minor_formatter("{x:.2f}")
-    right.set_xlabel("minutes of training", fontsize=9)
-    right.set_ylabel("bits per sample at validations", fontsize=9)
-    right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.tick_params(labelsize=8, which="both")
-    return figure
-
-
-def _mark_baseline(axis: Any, bits: float) -> None:
-    """A vertical line; where it would squeeze the rest to a corner, an arrow that points to it."""
-    low, high = axis.get_xlim()
-    if low - (high - low) <= bits <= high + (high - low):
-        axis.axvline(bits, color="0.4", linestyle="--", linewidth=1)
-        axis.annotate("previous sample", (bits, 1), (0, 2), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", fontsize=7, ha="center")  # fmt: skip
-        return
-    text, place = (
-        (f"previous sample {bits:.2f} →", 1.0) if bits > high else (f"← previous sample {bits:.2f}", 0.0)
-    )
-    axis.text(place, 1.01, text, transform=axis.transAxes, fontsize=7, ha="right" if place else "left")
 
 
 def _plain(text: str) -> str:

@@ -87,17 +87,19 @@ def exit_when_asked() -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    if number == HANGUP:
-        let_go_of_terminal()
+    let_go_of_terminal(number)
     sys.exit(128 + number)
 
 
-def let_go_of_terminal() -> None:
-    """Drop from now on what would be written to a terminal that is gone, instead of failing at it.
+def let_go_of_terminal(number: int) -> None:
+    """After SIGHUP, drop what would be written to a terminal that is gone, instead of failing at it.
 
     So is what standard error says into a pipe that nobody reads any more, as with ``2>&1 | tee``.
+
+    Args:
+        number: the signal that came.
     """
-    if not hasattr(select, "poll"):
+    if number != HANGUP or not hasattr(select, "poll"):
         return
     for file in (1, 2):
         with contextlib.suppress(OSError):
@@ -149,8 +151,7 @@ class Waiting:
             self.end()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == HANGUP:
-            let_go_of_terminal()
+        let_go_of_terminal(number)
         self.number = number
         self._count += 1
         if self._count > self._patience:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from time import sleep
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 T = TypeVar("T")
 
@@ -108,13 +108,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_whole(path, lambda partial: partial.write_bytes(content))
 
 
-def write_to_disk(path: Path, content: bytes) -> None:
-    """Write bytes, whole or not at all, also if the power fails. Raises OSError."""
+def write_to_disk(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that is whole or not there, also if the power fails.
 
-    def write(partial: Path) -> None:
+    Args:
+        path: of the file.
+        write: writes it to an open file.
+
+    Raises:
+        Exception: see `write_whole`.
+    """
+
+    def write_through(partial: Path) -> None:
         with partial.open("wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
 
-    write_whole(path, write)
+    write_whole(path, write_through)

@@ -46,6 +46,11 @@ TOY = {
 """Options of a model that trains in a second."""
 
 
+def slow(value: Any) -> Any:
+    """A row of parameters that `make test` leaves out and `make test-all` tries."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def toy_arguments() -> list[str]:
     """`TOY` as keys of the command line."""
     return [f"--{part}.{key}={value}" for part, keys in TOY.items() for key, value in keys.items()]

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -189,17 +188,6 @@ def test_a_checkpoint_that_cannot_be_continued_is_passed_over(
     assert complaint in lines[0]
     assert lines[0].endswith("; it is passed over")
     assert lines[2].startswith("error: runs/toy: no checkpoint to continue from is whole")
-
-
-def test_damaged_counts_are_counted_again(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with np.load(run_copy / "pair-counts.npz") as saved:
-        counts = saved["counts"]
-    (run_copy / "pair-counts.npz").write_bytes(b"PK\x03\x04 no")
-    code, _, lines = _said(["train", "--resume", "--name", "toy", "--trainer.max_steps=8", "--quiet"], capsys)
-    assert code == 0
-    assert lines[0] == "runs/toy/pair-counts.npz: damaged; the baselines are counted again"
-    with np.load(run_copy / "pair-counts.npz") as saved:
-        assert np.array_equal(saved["counts"], counts)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "samples", "run.json", "config.yaml"])

@@ -108,7 +108,7 @@ def test_only_a_process_that_has_certainly_ended_is_passed_over(
         request.getfixturevalue("no_locks")
     monkeypatch.setattr(locks, "_UNFINISHED_SECONDS", 0)
     owner = tmp_path / ".lock-owner"
-    holder = {**locks.asdict(locks._Process.current()), **(change or {})}
+    holder = {**locks._Process.current()._asdict(), **(change or {})}
     owner.write_text("" if change is None else json.dumps(holder))
     if is_passed_over:
         with locked(tmp_path / ".lock"):
@@ -134,7 +134,7 @@ def test_a_lock_that_somebody_else_has_by_now_is_not_given_back(tmp_path: Path, 
 
 def test_what_another_has_taken_over_first_is_put_back(tmp_path: Path) -> None:
     owner = tmp_path / ".lock-owner"
-    ended = {**locks.asdict(locks._Process.current()), "boot": "before"}
+    ended = {**locks._Process.current()._asdict(), "boot": "before"}
     owner.write_text("of another")
     locks._pass_over(owner, json.dumps(ended))
     assert owner.read_text() == "of another"

@@ -106,5 +106,5 @@ def test_a_file_is_written_from_its_beginning_each_time(tmp_path: Path, waits: l
 
     storage.write_whole(tmp_path / "a.wav", write)
     assert (tmp_path / "a.wav").read_bytes() == b"whole"
-    storage.write_to_disk(tmp_path / "a.wav", b"bytes")
+    storage.write_to_disk(tmp_path / "a.wav", lambda opened: opened.write(b"bytes"))
     assert (tmp_path / "a.wav").read_bytes() == b"bytes"

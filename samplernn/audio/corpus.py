@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,7 @@ from samplernn.audio.scan import Found, find, scan, states
 from samplernn.audio.shards import Shard
 from samplernn.audio.takes import Overlap
 from samplernn.config import DataConfig, UserError, one_line
+from samplernn.messages import say
 
 __all__ = [
     "AudioFile",
@@ -274,7 +274,7 @@ def _load(shard_dir: Path, keys: Sequence[str], store: bool, timeout: float) -> 
         found = dict(zip(keys, pool.map(load, keys), strict=True))
     if damaged and store:
         problem = f"{len(damaged)} of {len(keys)} parts of the cache are damaged and built again"
-        print(one_line(f"{shard_dir.parent}: {problem}"), file=sys.stderr, flush=True)
+        say(one_line(f"{shard_dir.parent}: {problem}"))
     return found
 
 

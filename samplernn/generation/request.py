@@ -185,8 +185,8 @@ class Request(Draws):
     on_trap: OnTrap = Options.on_trap
     """What to do when a stream is silent, noisy or in a loop (see `guards`): ``off`` does not even look;
     ``warn`` notes it in `Playback.events`; ``cool`` lowers the temperature for a while too, or raises it
-    after silence or a loop; ``rewind`` goes back before it and on with fresh random numbers, every second time at
-    that other temperature, so that it is never heard."""
+    after silence or a loop; ``rewind`` goes back before it and on with fresh random numbers, every second
+    time at that other temperature, so that it is never heard."""
     engine: str = Options.engine
     """Name of an engine."""
     dtype: str = Options.dtype

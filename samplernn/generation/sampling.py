@@ -104,9 +104,10 @@ class DrawArrays(NamedTuple):
         """Whether a filter leaves out anything."""
         return bool((self.filters != NO_FILTERS).any())
 
-    def of_rows(self, rows: slice) -> DrawArrays:
-        """Of some of the streams."""
-        return DrawArrays(self.seed, self.streams[rows], self.temperature[rows], self.filters[rows])
+    def part(self, rows: slice, samples: slice) -> DrawArrays:
+        """Of some of the streams and of the samples."""
+        temperature = self.temperature[rows, samples]
+        return DrawArrays(self.seed, self.streams[rows], temperature, self.filters[rows])
 
     def uniforms(self, positions: Tensor) -> NDArray[np.float32]:
         """Random numbers from each stream's position on, ``[B, length]``."""

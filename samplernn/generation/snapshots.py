@@ -179,7 +179,8 @@ class Snapshot(StateFacts):
         }
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_to_disk(file, save(tensors, metadata={_ENTRY: json.dumps(about)}))
+            content = save(tensors, metadata={_ENTRY: json.dumps(about)})
+            storage.write_to_disk(file, lambda opened: opened.write(content))
         except OSError as error:
             raise UserError(f"{file}: cannot write the state: {error.strerror or error}") from error
 

@@ -17,7 +17,7 @@ from samplernn.audio.io import UNSUPPORTED
 from samplernn.audio.measures import silent_samples
 from samplernn.config import Config, DataConfig, UserError
 from samplernn.insight.forecast import Cost, Plan, plan
-from samplernn.insight.words import count, decibels, duration, percent
+from samplernn.insight.wording import count, decibels, duration, percent
 
 LITTLE_SECONDS = 300.0
 """Less audio than this is learned by heart before it is learned from."""

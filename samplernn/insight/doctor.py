@@ -26,7 +26,7 @@ from samplernn.config import Config, UserError
 from samplernn.insight import forecast
 from samplernn.insight.advice import advise, silence_share
 from samplernn.insight.forecast import Cost, Plan
-from samplernn.insight.words import count, decibels, duration, percent, printable, size
+from samplernn.insight.wording import count, decibels, duration, percent, printable, size
 
 _PIPE_WIDTH = 100_000
 """Columns where there is no terminal: nothing is wrapped or cut."""

@@ -34,7 +34,7 @@ class Agreement:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.agreed = Agreed(seconds=seconds)
-        self._on_its_way: _Message | None = None
+        self._arriving: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def exchange(
         self, real: Tensor, wish: Agreed, rank: int, sum_over_processes: Callable[[Tensor], Tensor] | None
@@ -57,27 +57,22 @@ class Agreement:
         if rank == 0:
             mine[1:] = int(wish.must_save), round(1000 * wish.seconds)
         totals = sum_over_processes(torch.cat([real[None], torch.tensor(mine).to(real.device)]))
-        if self._on_its_way is not None:
-            self.agreed = self._on_its_way.read()
-        self._on_its_way = _Message(totals)
+        if self._arriving is not None:
+            values, arrival = self._arriving
+            if arrival is not None:
+                arrival.synchronize()
+            _, stop, save, milliseconds = values.tolist()
+            self.agreed = Agreed(stop > 0, save > 0, milliseconds / 1000)
+        self._arriving = _to_host(totals)
         return totals[0]
 
 
-class _Message:
-    """A summed message on its way to the host."""
-
-    def __init__(self, totals: Tensor) -> None:
-        self._arrived: torch.cuda.Event | None = None
-        if totals.is_cuda:
-            self._values = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
-            self._values.copy_(totals, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-        else:
-            self._values = totals.clone()
-
-    def read(self) -> Agreed:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        _, stop, save, milliseconds = self._values.tolist()
-        return Agreed(stop > 0, save > 0, milliseconds / 1000)
+def _to_host(totals: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Begin to copy a message to the host; from the event on, if there is one, it is there."""
+    if not totals.is_cuda:
+        return totals.clone(), None
+    values = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
+    values.copy_(totals, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return values, arrival

@@ -16,7 +16,7 @@ _SHARE_OF_GPU, _SHARE_OF_MACHINE = 0.8, 0.5
 """Of the free memory that may be used; other programs live beside us in that of the machine."""
 _ASSUMED_BYTES = 4e9
 """Free memory, where the system does not say."""
-_BUSY = 0.8
+_BUSY_SHARE = 0.8
 """Share of an epoch that the lanes have something to read, at least."""
 
 
@@ -62,7 +62,7 @@ def resolve(
     while 2 * sizes[-1] <= MAX_LANES:
         sizes.append(2 * sizes[-1])
     affordable = [n for n in sizes if memory.peak(n // world_size) <= usable] or sizes[:1]
-    busy = [n for n in affordable if n <= segments and chunks >= _BUSY * n * len(deal(n))] or sizes[:1]
+    busy = [n for n in affordable if n <= segments and chunks >= _BUSY_SHARE * n * len(deal(n))] or sizes[:1]
     lanes = busy[-1]
     if lanes == sizes[-1]:
         why = "the most that auto takes"

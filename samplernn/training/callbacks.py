@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,16 +20,15 @@ from samplernn.config import Config, to_dict
 from samplernn.model.baselines import BaselineBits
 from samplernn.training.data import lane_loader
 from samplernn.training.hardware import memory_mb
-from samplernn.training.loggers import MetricsFile
 from samplernn.training.module import TrainingModule
-from samplernn.training.processes import is_first, stop_signals
+from samplernn.training.processes import say, stop_signals
 
 _SKIPS_IN_A_ROW = 10
-"""So many steps skipped one after the other, and training is given up."""
+"""After so many skipped steps one after the other, training is given up."""
 _SCALER_SKIPS = 16
 """So many more are no sign of harm while the scaler of 16-mixed halves its 65536 to what fits."""
-_SAME_CTRL_C = 0.5
-"""Seconds within which a second SIGINT is the first one once more."""
+_SAME_CTRL_C_SECONDS = 0.5
+"""A second SIGINT within this time is the first one once more."""
 
 
 class Interrupted(BaseException):
@@ -39,19 +37,54 @@ class Interrupted(BaseException):
     Args:
         signal_number: which.
         saved: everything up to the last completed step is in `last.ckpt`.
-        run: name of the run, for `--resume --name`.
     """
 
-    def __init__(self, signal_number: int, saved: bool, run: str = "") -> None:
+    run = ""
+    """Name of the run, for `--resume --name`."""
+
+    def __init__(self, signal_number: int, saved: bool) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
         self.saved = saved
-        self.run = run
 
 
-class Stopping(pl.Callback):
-    """Ends the run at its planned end, when it no longer improves or only skips its steps, or, saved, at the
-    step after a signal.
+class StepCallback(pl.Callback):
+    """A callback that hears of whole optimizer steps, however many batches each one accumulates."""
+
+    is_mid_step = False
+    """The last batch did not complete a step."""
+    _step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self._step = trainer.global_step
+        self.before_training(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.is_mid_step = trainer.global_step == self._step
+        if not self.is_mid_step:
+            self._step = trainer.global_step
+            self.after_step(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.after_validation(trainer, pl_module)
+
+    def before_training(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Training begins, or goes on from a checkpoint."""
+
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """A step is complete; its validation, if one is due, comes later."""
+
+    def after_validation(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """A validation is complete."""
+
+
+class Stopping(StepCallback):
+    """Ends the run at its planned end, when it no longer improves or only skips its steps, or after a signal.
 
     A planned end goes through `trainer.should_stop`, which makes Lightning validate once more even
     in the middle of an epoch. A signal is only noted by its handler; all processes learn of it in
@@ -67,38 +100,27 @@ class Stopping(pl.Callback):
         self._signal = signal.SIGTERM
         self._noted_at = 0.0
         self._module: TrainingModule | None = None
-        self._step = 0
         # Taken here, before Lightning sets its own, and put back at the end.
         self._handlers = signals.Handlers(stop_signals())
         self.reason = ""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        self._module, self._step = pl_module, trainer.global_step
+    def before_training(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        self._module = module
         self._handlers.replace(self._note)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        if trainer.global_step == self._step:  # gradients are still being accumulated
-            return
-        self._step = trainer.global_step
-        agreed = pl_module.agreement.agreed
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        agreed, config, loader = module.agreement.agreed, module.config.trainer, lane_loader(trainer)
         if agreed.must_stop and not is_validation_next(trainer):
             self._save(trainer)
             raise Interrupted(self._signal, saved=True)
-        config, loader = pl_module.config.trainer, lane_loader(trainer)
         epochs_done = loader.epoch + (loader.position >= len(loader))
-        reached = {
-            "max_steps": 0 < config.max_steps <= trainer.global_step,
-            "max_epochs": 0 < config.max_epochs <= epochs_done,
-            "max_time": agreed.seconds >= config.max_seconds,
-        }
-        for limit, is_reached in reached.items():
-            if is_reached:
-                self._stop(trainer, f"trainer.{limit} is reached")
-        skipped = pl_module.gradients.latest.in_a_row
+        if 0 < config.max_steps <= trainer.global_step:
+            self._stop(trainer, "trainer.max_steps is reached")
+        if 0 < config.max_epochs <= epochs_done:
+            self._stop(trainer, "trainer.max_epochs is reached")
+        if agreed.seconds >= config.max_seconds:
+            self._stop(trainer, "trainer.max_time is reached")
+        skipped = module.gradients.latest.in_a_row
         if skipped >= _SKIPS_IN_A_ROW + (_SCALER_SKIPS if config.precision == "16-mixed" else 0):
             self._stop(
                 trainer,
@@ -106,13 +128,11 @@ class Stopping(pl.Callback):
                 "a lower optim.lr or trainer.gradient_clip_val, or another trainer.precision, may help",
             )
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        patience = pl_module.config.optim.patience
-        if not math.isfinite(pl_module.validation_bits):
+    def after_validation(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        if not math.isfinite(module.validation_bits):
             self._stop(trainer, "it has diverged; a lower optim.lr may help")
-        elif 0 < patience <= pl_module.validations_since_best:
-            pl_module.validations_since_best = 0  # resumed on purpose, it gets another chance
+        elif 0 < module.config.optim.patience <= module.validations_since_best:
+            module.validations_since_best = 0  # resumed on purpose, it gets another chance
             self._stop(trainer, "it no longer improves")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -123,20 +143,18 @@ class Stopping(pl.Callback):
         trainer.should_stop = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
         assert self._module is not None
         if number == signal.SIGINT and self._module.stop_requested:
-            if time.monotonic() - self._noted_at > _SAME_CTRL_C:
+            if time.monotonic() - self._noted_at > _SAME_CTRL_C_SECONDS:
                 raise Interrupted(number, saved=False)
             return
         self._noted_at = time.monotonic()
         self._signal = signal.Signals(number)
         self._module.stop_requested = True
-        if number == signals.HANGUP:
-            signals.let_go_of_terminal()
-        if is_first():
-            said = "\nstopping after this step; Ctrl-C again stops at once"
-            with contextlib.suppress(OSError):  # nobody is there any more: no reason not to save
-                print(said, file=sys.stderr, flush=True)
+        signals.let_go_of_terminal(number)
+        with contextlib.suppress(OSError):  # nobody is there any more: no reason not to save
+            say("\nstopping after this step; Ctrl-C again stops at once")
 
 
 def is_validation_next(trainer: pl.Trainer) -> bool:
@@ -149,7 +167,7 @@ def is_validation_next(trainer: pl.Trainer) -> bool:
     return (trainer.fit_loop.total_batch_idx + 1) % every == 0
 
 
-class Checkpoints(pl.Callback):
+class Checkpoints(StepCallback):
     """Keeps `best.ckpt` (lowest validation bits) and `last.ckpt` with the one before it.
 
     A checkpoint appears whole or not at all: it is written beside its place, flushed to the disk
@@ -168,11 +186,6 @@ class Checkpoints(pl.Callback):
         self._saved_at = time.monotonic()
         self._has_asked = False
         self._is_due = False
-        self._is_accumulating = False
-        self._step = 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -187,19 +200,17 @@ class Checkpoints(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         self._is_due |= pl_module.agreement.agreed.must_save
-        self._is_accumulating = trainer.global_step == self._step
-        if self._is_accumulating:
-            return
-        self._step = trainer.global_step
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         self._is_due |= self._every_steps > 0 and trainer.global_step % self._every_steps == 0
         if self._is_due and not is_validation_next(trainer):
             self.save_last(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        if pl_module.validation_bits <= pl_module.best_bits:
-            self._write(trainer, "best.ckpt")
-        if self._is_due and not self._is_accumulating:
+    def after_validation(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        if module.validation_bits <= module.best_bits:
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+        if self._is_due and not self.is_mid_step:
             self.save_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -207,23 +218,19 @@ class Checkpoints(pl.Callback):
 
     def save_last(self, trainer: pl.Trainer) -> None:
         """Write `last.ckpt`; all processes call it."""
-        self._write(trainer, "last.ckpt", keep="last-previous.ckpt")
+        draft, last, before = (self.folder / f"{name}.ckpt" for name in (".draft", "last", "last-previous"))
+        trainer.save_checkpoint(draft)
+        if trainer.is_global_zero:
+            if last.exists():  # gets a second name, so that it can be replaced and is never missing
+                storage.patiently(lambda: _link(last, before), replaces=True)
+            storage.replace(draft, last)
+        trainer.strategy.barrier()
         self._saved_at = time.monotonic()
         self._has_asked = self._is_due = False
 
-    def _write(self, trainer: pl.Trainer, name: str, keep: str | None = None) -> None:
-        path, partial = self.folder / name, self.folder / f".{name}.partial"
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            if keep and path.exists():
-                other = self.folder / keep
-                storage.patiently(lambda: _link(path, other), replaces=True)
-            storage.replace(partial, path)
-        trainer.strategy.barrier()
-
 
 def _link(path: Path, other: Path) -> None:
-    """Make `other` a second name of a file, so that the first can be replaced and never be missing."""
+    """Give a file another name, too."""
     other.unlink(missing_ok=True)
     try:
         os.link(path, other)
@@ -231,7 +238,7 @@ def _link(path: Path, other: Path) -> None:
         shutil.copyfile(path, other)
 
 
-class Metrics(pl.Callback):
+class Metrics(StepCallback):
     """Publishes training metrics at a fixed interval, and every validation, to all loggers.
 
     Args:
@@ -244,53 +251,38 @@ class Metrics(pl.Callback):
         self.latest: dict[str, float] = {}
         self._since = time.monotonic()
         self._paused_at: float | None = None
-        self._step = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since, self._step = time.monotonic(), trainer.global_step
-        assert isinstance(pl_module, TrainingModule)
+    def before_training(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        self._since = time.monotonic()
         for logger in trainer.loggers:
-            logger.log_hyperparams({**to_dict(pl_module.config), "baselines": self._baselines, **self._about})
-            if isinstance(logger, MetricsFile):
-                logger.rewind(trainer.global_step)
+            logger.log_hyperparams({**to_dict(module.config), "baselines": self._baselines, **self._about})
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        if trainer.global_step == self._step:  # gradients are still being accumulated
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        if trainer.global_step % module.config.trainer.log_every_n_steps and not trainer.should_stop:
             return
-        self._step = trainer.global_step
-        if self._step % pl_module.config.trainer.log_every_n_steps and not trainer.should_stop:
-            return
-        count = pl_module.read_train_bits()
+        count = module.read_train_bits()
         seconds = time.monotonic() - self._since
         self._since = time.monotonic()
-        gradients = pl_module.gradients.read()
+        gradients = module.gradients.read()
         metrics = {
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
             "skipped_steps": gradients.skipped,
             **gradients.norms,
-            **memory_mb(pl_module.device),
+            **memory_mb(module.device),
         }
         if count.num_samples:
             metrics["train/bits_per_sample"] = count.bits_per_sample
             metrics["train/samples_per_s"] = count.num_samples / max(seconds, 1e-9)
-        self._publish(trainer, metrics)
+        self._publish(trainer, module, metrics)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._paused_at = time.monotonic()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        self._publish(
-            trainer,
-            {
-                "validation/bits_per_sample": pl_module.validation_bits,
-                "validation/best_bits_per_sample": pl_module.best_bits,
-                **{f"validation/{name}_bits_per_sample": bits for name, bits in self._baselines.items()},
-            },
-        )
+    def after_validation(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        bits = {"": module.validation_bits, "best_": module.best_bits}
+        bits.update({f"{name}_": value for name, value in self._baselines.items()})
+        metrics = {f"validation/{name}bits_per_sample": value for name, value in bits.items()}
+        self._publish(trainer, module, metrics)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -299,9 +291,8 @@ class Metrics(pl.Callback):
             self._since += time.monotonic() - self._paused_at
             self._paused_at = None
 
-    def _publish(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    def _publish(self, trainer: pl.Trainer, module: TrainingModule, metrics: dict[str, float]) -> None:
         self.latest.update(metrics)
-        assert isinstance(trainer.lightning_module, TrainingModule)
-        place = {"epoch": lane_loader(trainer).epoch, "train/seconds": trainer.lightning_module.clock.seconds}
+        place = {"epoch": lane_loader(trainer).epoch, "train/seconds": module.clock.seconds}
         for logger in trainer.loggers:
             logger.log_metrics({**place, **metrics}, step=trainer.global_step)

@@ -7,10 +7,8 @@ ends a run; nothing that it does waits longer than a bounded time for a server.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import struct
-import sys
 import textwrap
 import threading
 import urllib.error
@@ -18,17 +16,15 @@ import urllib.request
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
+import soundfile
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from numpy.typing import NDArray
 
 from samplernn.config import Config
+from samplernn.messages import say
 from samplernn.model.baselines import BaselineBits
 from samplernn.plots import mel_image
 from samplernn.training.processes import is_first
@@ -43,7 +39,7 @@ _FINISH_SECONDS = 15.0
 """A job that is preempted has about 30 s, and the checkpoint is written first."""
 _GRACE_SECONDS = 3.0
 """After that wandb's own process has got stuck (seen when the server was gone), and is killed."""
-_PATIENCE_SECONDS = 10.0
+_UPLOAD_SECONDS = 10.0
 """An upload that takes longer goes on as long as the server answers."""
 
 # What a run says about the machine and its user is for its user to decide: WANDB_CONSOLE and so on win.
@@ -58,32 +54,17 @@ _DISCREET: dict[str, Any] = {
 
 
 class GridStream(NamedTuple):
-    """A generated stream, as an entry of a grid."""
+    """A generated stream, as a row of a table."""
 
-    title: str
+    step: int
+    what: str
     temperature: float
     seed: int
     stream: int
     prompt: int | None
     """Number of the prompt that it continues; None: free generation."""
-    audio: NDArray[np.int16]
-    """``[T]``."""
-
-
-class Dashboard(Protocol):
-    """What shows audio and pictures of a run."""
-
-    is_new: bool
-    """Nothing of this run has been shown there before this session."""
-
-    def show_audio(self, name: str, audio: NDArray[np.int16], sample_rate: int, step: int) -> None:
-        """Show a recording, int16 ``[T]``, at `sample_rate` Hz, as what `name` sounds like at `step`."""
-
-    def show_picture(self, name: str, picture: bytes, step: int) -> None:
-        """Show an image, a PNG file, as what `name` looks like at `step`."""
-
-    def show_grid(self, name: str, cells: Sequence[GridStream], sample_rate: int, step: int) -> None:
-        """Show streams, at `sample_rate` Hz, as the rows that the table `name` has for `step`."""
+    audio: Path
+    """A WAV file."""
 
 
 class TensorBoard(TensorBoardLogger):
@@ -93,6 +74,9 @@ class TensorBoard(TensorBoardLogger):
         run: the folder.
         baselines: drawn with the validation into one diagram, under 'custom scalars'.
         step: that the run goes on from; what is there of later steps is forgotten.
+
+    Attributes:
+        is_new: nothing of this run has been shown before this session.
     """
 
     def __init__(self, run: Path, baselines: BaselineBits, step: int) -> None:
@@ -111,126 +95,97 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.add_text("config", textwrap.indent(shown, "    "), self._step)
 
     @rank_zero_only
-    def show_audio(self, name: str, audio: NDArray[np.int16], sample_rate: int, step: int) -> None:
-        """See `Dashboard`."""
-        waveform = torch.from_numpy(audio.astype(np.float32) / 32768)
-        self.experiment.add_audio(name, waveform[None], step, sample_rate)
+    def show(self, files: Mapping[str, Path], grid: Sequence[GridStream], step: int) -> None:
+        """Show sounds (WAV) and pictures (PNG) as what their names sound or look like at a step.
 
-    @rank_zero_only
-    def show_picture(self, name: str, picture: bytes, step: int) -> None:
-        """See `Dashboard`."""
+        It has no tables for the grid: its audio and pictures stand side by side already.
+        """
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        width, height = struct.unpack(">II", picture[16:24])  # of a PNG file
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture)
-        value = Summary.Value(tag=name, image=image)
-        self.experiment._get_file_writer().add_summary(Summary(value=[value]), step)
+        for name, file in files.items():
+            if file.suffix == ".png":
+                content = file.read_bytes()  # of 256 colours: `add_image` would make it four times as large
+                width, height = struct.unpack(">II", content[16:24])
+                image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=content)
+                summary = Summary(value=[Summary.Value(tag=name, image=image)])
+                self.experiment._get_file_writer().add_summary(summary, step)
+            else:
+                audio, rate = soundfile.read(file, dtype="float32")
+                self.experiment.add_audio(name, audio[None], step, rate)
 
-    def show_grid(self, name: str, cells: Sequence[GridStream], sample_rate: int, step: int) -> None:
-        """TensorBoard has no tables: its audio and pictures stand side by side already."""
 
-
-class Wandb(Logger):
+class Wandb(WandbLogger):
     """A run at Weights & Biases, or its files, to be uploaded later; only the first process has one.
 
     Args:
         session: what `wandb.init` returned.
         run: folder of our run.
-        is_new: see `Dashboard`.
+        is_new: nothing of this run has been shown before this session.
     """
 
     def __init__(self, session: Any, run: Path, is_new: bool) -> None:
-        super().__init__()
+        super().__init__(experiment=session)
         self.is_new = is_new
-        self._session: Any = session
-        self._run = run
+        self._session, self._run = session, run
         self._has_failed = False
         self._best_bits: float | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the logger."""
-        return "wandb"
-
-    @property
-    def version(self) -> str:
-        """Id of the run, which a resumed run keeps."""
-        return str(self._session.id)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Show the configuration; a resumed run may have changed it."""
         self._attempt(lambda: self._session.config.update(params, allow_val_change=True))
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add a row.
 
         wandb's own step counts rows: it drops a row that goes back behind another, and a resumed run
         does some of its steps again.
         """
         self._best_bits = metrics.get("validation/best_bits_per_sample", self._best_bits)
-        self._log(metrics, step)
+        self._attempt(lambda: self._session.log({**metrics, STEP: step}))
 
-    def show_audio(self, name: str, audio: NDArray[np.int16], sample_rate: int, step: int) -> None:
-        """See `Dashboard`."""
-        import wandb
+    def show(self, files: Mapping[str, Path], grid: Sequence[GridStream], step: int) -> None:
+        """Show sounds (WAV), pictures (PNG) and, as a table, the grid of a step.
 
-        self._attempt(lambda: self._log({name: wandb.Audio(audio, sample_rate=sample_rate)}, step))
-
-    def show_picture(self, name: str, picture: bytes, step: int) -> None:
-        """See `Dashboard`."""
-        import wandb
-        from PIL import Image
-
-        def show() -> None:
-            self._log({name: wandb.Image(Image.open(io.BytesIO(picture)).convert("RGB"))}, step)
-
-        self._attempt(show)
-
-    def show_grid(self, name: str, cells: Sequence[GridStream], sample_rate: int, step: int) -> None:
-        """See `Dashboard`. One table per step: one that grew would be uploaded whole each time."""
+        One table per step: one that grew would be uploaded whole each time.
+        """
         import wandb
 
         def show() -> None:
-            columns: list[str | int] = [
-                "step",
-                "what",
-                "temperature",
-                "seed",
-                "stream",
-                "prompt",
-                "audio",
-                "spectrogram",
-            ]
-            rows = [
-                [
-                    *(step, one.title, one.temperature, one.seed, one.stream, one.prompt),
-                    wandb.Audio(one.audio, sample_rate=sample_rate),
-                    wandb.Image(mel_image(one.audio, sample_rate)),
-                ]
-                for one in cells
-            ]
+            shown: dict[str, Any] = {
+                name: (wandb.Image if file.suffix == ".png" else wandb.Audio)(str(file))
+                for name, file in files.items()
+            }
+            if grid:
+                rows = []
+                for stream in grid:
+                    audio, rate = soundfile.read(stream.audio, dtype="int16")
+                    rows.append(
+                        [*stream[:-1], wandb.Audio(str(stream.audio)), wandb.Image(mel_image(audio, rate))]
+                    )
+                shown["samples/grid"] = wandb.Table(columns=[*GridStream._fields, "spectrogram"], data=rows)
             with _staging_in(self._run / "wandb"):
-                self._session.log({name: wandb.Table(columns=columns, data=rows), STEP: step})
+                self._session.log({**shown, STEP: step})
 
         self._attempt(show)
 
     def finalize(self, status: str) -> None:
         """The run is over; if it ended by itself, its best checkpoint is uploaded."""
         succeeded = status == "success"
+        later = f"Later: wandb sync {self._session.settings.sync_dir}"
         try:
             if succeeded and not self._session.offline:
                 self._attempt(self._upload_best)
             with _at_most(_FINISH_SECONDS + _GRACE_SECONDS):
                 self._session.finish(exit_code=0 if succeeded else 1)
         except TimeoutError:
-            _say(f"wandb: not everything was uploaded within {_FINISH_SECONDS:.0f} s. {self._later()}")
+            say(f"wandb: not everything was uploaded within {_FINISH_SECONDS:.0f} s. {later}")
         except Exception as error:
             self._complain(error)
         except BaseException:
             # One more Ctrl-C while another exception ends the run: that one goes on.
             if succeeded:
                 raise
-            _say(f"wandb: interrupted. {self._later()}")
+            say(f"wandb: interrupted. {later}")
         finally:
             _release()
 
@@ -242,30 +197,19 @@ class Wandb(Logger):
         server = self._session.settings.base_url
         if not best.exists():
             return
-        if not _answers(server):
-            _say(f"wandb: {server} does not answer, so {best} was not uploaded")
-            return
         facts = {"validation_bits_per_sample": self._best_bits}
         artifact = wandb.Artifact(f"model-{self._session.id}", type="model", metadata=facts)
         artifact.add_file(str(best), name=best.name, skip_cache=True, policy="immutable")
-        logged = self._session.log_artifact(artifact, aliases=["best", "latest"])
-        while True:
-            try:
-                logged.wait(timeout=_PATIENCE_SECONDS)
-                return
-            except WaitTimeoutError:
-                if not _answers(server):
-                    _say(f"wandb: {server} no longer answers, so {best} was not uploaded")
+        logged = None
+        try:
+            while _answers(server):
+                logged = logged or self._session.log_artifact(artifact, aliases=["best", "latest"])
+                with contextlib.suppress(WaitTimeoutError):
+                    logged.wait(timeout=_UPLOAD_SECONDS)
                     return
-            except KeyboardInterrupt:  # the run itself is over, and saved
-                _say(f"wandb: {best} was not uploaded")
-                return
-
-    def _later(self) -> str:
-        return f"Later: wandb sync {self._session.settings.sync_dir}"
-
-    def _log(self, values: Mapping[str, Any], step: int | None) -> None:
-        self._attempt(lambda: self._session.log({**values, STEP: step}))
+            say(f"wandb: {server} does not answer, so {best} was not uploaded")
+        except KeyboardInterrupt:  # the run itself is over, and saved
+            say(f"wandb: {best} was not uploaded")
 
     def _attempt(self, work: Callable[[], object]) -> None:
         """Do what concerns wandb alone; the run goes on if it fails."""
@@ -277,12 +221,15 @@ class Wandb(Logger):
     def _complain(self, error: Exception) -> None:
         if not self._has_failed:
             self._has_failed = True
-            _say(f"wandb failed, some of this run may be missing there: {_one_line(error)}")
+            say(f"wandb failed, some of this run may be missing there: {_one_line(error)}")
+
+
+Dashboard = TensorBoard | Wandb
 
 
 def dashboards(
     config: Config, run: Path, baselines: BaselineBits, step: int, quiet: bool = False
-) -> list[TensorBoard | Wandb]:
+) -> list[Dashboard]:
     """The dashboards of a run, ready to log.
 
     Args:
@@ -292,23 +239,21 @@ def dashboards(
         step: that the run goes on from. TensorBoard forgets what a session before logged later than that.
         quiet: say only what fails.
     """
-    found: list[TensorBoard | Wandb] = []
+    found: list[Dashboard] = []
     if config.logger in ("tensorboard", "both"):
         try:
             found.append(TensorBoard(run, baselines, step))
-        except (
-            Exception
-        ) as error:  # also TypeError of protobuf, ValueError of NumPy: built for another version
+        except Exception as error:  # also of protobuf or NumPy: built for another version
             if isinstance(error, OSError) and error.errno is not None:  # the disk
                 raise
-            _say(f"tensorboard cannot be loaded, training goes on without it: {_one_line(error)}")
+            say(f"tensorboard cannot be loaded, training goes on without it: {_one_line(error)}")
     if config.logger in ("wandb", "both") and is_first():
+        session = None
         try:
             is_new = _run_id(run) is None
             session = _start_wandb(run, quiet)
         except Exception as error:
-            _say(f"wandb failed, training goes on without it: {_one_line(error)}")
-            session = None
+            say(f"wandb failed, training goes on without it: {_one_line(error)}")
         if session is None:
             _release()
         else:
@@ -327,7 +272,7 @@ def _start_wandb(run: Path, quiet: bool) -> Any:
     settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
     if settings.mode == "disabled":
         if not quiet:
-            _say("wandb: switched off by WANDB_MODE")
+            say("wandb: switched off by WANDB_MODE")
         return None
     wanted: dict[str, Any] = {
         "dir": str(run),
@@ -344,36 +289,49 @@ def _start_wandb(run: Path, quiet: bool) -> Any:
             **{key: value for key, value in _DISCREET.items() if f"WANDB_{key.upper()}" not in os.environ},
         ),
     }
-    session, why = None, _why_offline(settings)
-    if why is None:
+    session, why_offline = None, _why_offline(settings)
+    if not why_offline:
         try:
             session = wandb.init(mode="online", **wanted)
-            if not quiet:
-                _say(f"wandb: {session.url}")
-        except Exception as error:  # the server was there a moment ago
-            why = _one_line(error)
+            said = session.url
+        except Exception as error:  # the key is of no use, or the server has just gone
+            why_offline = _one_line(error)
     if session is None:
         session = wandb.init(mode="offline", **wanted)
-        if not quiet:
-            _say(f"wandb: offline ({why}). Upload later with: wandb sync {run}/wandb/offline-run-*")
+        said = f"offline ({why_offline}). Upload later with: wandb sync {run}/wandb/offline-run-*"
+    if not quiet:
+        say(f"wandb: {said}")
     (run / "wandb" / "run-id").write_text(session.id + "\n", "utf-8")
     session.define_metric(STEP)
     session.define_metric("*", step_metric=STEP)
     return session
 
 
+def _why_offline(settings: Any) -> str:
+    """Why nothing can be uploaded now; empty if it can. Never asks, and waits some seconds at most."""
+    import wandb
+
+    if settings.mode in ("offline", "dryrun"):
+        return "as WANDB_MODE says"
+    if wandb.run is not None:  # the user's own script is logged in, or has decided not to
+        return "as the run that is active" if wandb.run.offline else ""
+    if not wandb.login(prompt=False, verify=False):
+        return "there is no key; `wandb login` stores one"
+    return "" if _answers(settings.base_url) else f"{settings.base_url} does not answer"
+
+
 @contextlib.contextmanager
 def _staging_in(folder: Path) -> Iterator[None]:
     """What wandb keeps until it is uploaded stays with the run, not in the user's home."""
     name = "WANDB_DATA_DIR"
-    if name in os.environ:  # the user has decided
-        yield
-        return
-    os.environ[name] = str(folder.resolve())
+    is_ours = name not in os.environ  # else the user has decided
+    if is_ours:
+        os.environ[name] = str(folder.resolve())
     try:
         yield
     finally:
-        del os.environ[name]
+        if is_ours:
+            del os.environ[name]
 
 
 def _release() -> None:
@@ -394,33 +352,13 @@ def _at_most(seconds: float) -> Iterator[None]:
     # There is no public way to the process; none if it belongs to the user's own script.
     connection = getattr(wandb.setup(), "_connection", None) if wandb.run is None else None
     process = getattr(getattr(connection, "_proc", None), "_process", None)
-    if process is None:
-        yield
-        return
-    timer = threading.Timer(seconds, process.kill)
+    timer = threading.Timer(seconds, process.kill if process else lambda: None)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-
-
-def _why_offline(settings: Any) -> str | None:
-    """Why nothing can be uploaded now; None if it can. Never asks, and waits at most ten seconds."""
-    import wandb
-
-    if settings.mode in ("offline", "dryrun"):
-        return "as WANDB_MODE says"
-    if wandb.run is not None:  # the user's own script is logged in, or has decided not to
-        return "as the run that is active" if wandb.run.offline else None
-    try:
-        has_key = wandb.login(prompt=False, verify=True)
-    except Exception as error:
-        if not _answers(settings.base_url):
-            return f"{settings.base_url} does not answer"
-        return f"the key is of no use: {_one_line(error)}"
-    return None if has_key else "there is no key; `wandb login` stores one"
 
 
 def _answers(server: str) -> bool:
@@ -442,7 +380,3 @@ def _run_id(run: Path) -> str | None:
 
 def _one_line(error: BaseException) -> str:
     return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

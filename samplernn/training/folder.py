@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import shlex
@@ -12,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from samplernn import storage
 from samplernn.audio.corpus import Split
 from samplernn.config import Config, UserError, checked, from_dict, to_dict
 from samplernn.locks import Busy, locked
-from samplernn.model.baselines import PairCounts
+from samplernn.messages import require
 from samplernn.reading import read_json, read_yaml
 
 RUNS = Path("runs")
@@ -71,17 +71,15 @@ class RunFolder:
                         self.path.parent.rmdir()
 
     @property
-    def newest_checkpoints(self) -> list[Path]:
-        """What a run may be continued from: the last checkpoint and the one before, as far as they exist."""
-        paths = [self.path / "checkpoints" / name for name in ("last.ckpt", "last-previous.ckpt")]
-        return [path for path in paths if path.exists()]
+    def exists(self) -> bool:
+        """Whether it is a run, and no other folder."""
+        return (self.path / "config.yaml").exists() and (self.path / "run.json").exists()
 
     @property
     def facts(self) -> dict[str, Any]:
         """What `run.json` says: folder of the audio, gain, split, state. Raises UserError if damaged."""
         file = self.path / "run.json"
-        found: dict[str, Any] = checked(read_json(file), dict[str, Any], f"{file}: what it says")
-        return found
+        return checked(read_json(file), dict[str, Any], f"{file}: what it says")
 
     def started(self) -> Started:
         """What a run that is continued needs of `run.json`.
@@ -94,11 +92,9 @@ class RunFolder:
         facts, file = self.facts, self.path / "run.json"
         try:
             for name in ("folder", "gain", "split", "state"):
-                if name not in facts:
-                    raise UserError(f"{name} is missing")
+                require(name in facts, f"{name} is missing")
             split = read_split(facts["split"])
-            if "train" not in split:
-                raise UserError("split.train is missing")
+            require("train" in split, "split.train is missing")
             return Started(
                 checked(facts["folder"], str, "folder"),
                 read_gain(facts["gain"]),
@@ -119,39 +115,13 @@ class RunFolder:
         file = self.path / "config.yaml"
         values = read_yaml(file)
         try:
-            config: Config = from_dict(Config, values)
+            return from_dict(Config, values)
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
-        return config
 
     def write_config(self, config: Config) -> None:
         """Write `config.yaml`, which is also a file for `--config`."""
         storage.write_text(self.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-
-    def pair_counts(self, q_levels: int) -> PairCounts | None:
-        """Code pairs of the training audio, ``[q, q]``; None before they were written.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        import torch
-
-        from samplernn.model.entry import read_counts
-
-        file = self.path / "pair-counts.npz"
-        try:
-            with np.load(file) as saved:  # pickles are refused
-                counts = saved["counts"]
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # NumPy and zipfile meet damage with whatever happens to fail
-            raise UserError(f"{file}: damaged") from error
-        return read_counts(torch.from_numpy(counts), q_levels, file)
-
-    def write_pair_counts(self, counts: PairCounts) -> None:
-        """Write `pair-counts.npz`, the baselines' knowledge."""
-        file = self.path / "pair-counts.npz"
-        storage.write_whole(file, lambda partial: np.savez_compressed(partial, counts=counts))
 
 
 def tensorboard(runs: Path) -> str:
@@ -192,8 +162,7 @@ def of_job(job: str) -> str | None:
 
 def names() -> list[str]:
     """All runs below the current directory."""
-    folders = (path.parent for path in RUNS.glob("*/config.yaml"))
-    return sorted(folder.name for folder in folders if (folder / "run.json").exists())
+    return sorted(path.name for path in RUNS.glob("*") if RunFolder(path).exists)
 
 
 def run_folder(name: str) -> RunFolder:
@@ -213,7 +182,7 @@ def existing(name: str | None) -> RunFolder:
         UserError: there is none, or what it says about itself is damaged.
     """
     run = run_folder(name or newest().name)
-    if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
+    if not run.exists:
         raise UserError(f"{run.path}: no such run; there are: {', '.join(names()) or 'none'}")
     return run
 
@@ -226,7 +195,5 @@ def free_name(folder: Path) -> str:
     """A name for a new run: the folder's own, numbered if it is taken."""
     stem = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-.") or "run"
     taken = {path.name for path in RUNS.glob("*")}
-    number = 1
-    while (name := stem if number == 1 else f"{stem}-{number}") in taken:
-        number += 1
-    return name
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)

@@ -20,7 +20,7 @@ def hardware() -> dict[str, Any]:
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
-        "memory_gb": round(_total_bytes() / 1e9, 1),
+        "memory_gb": round(total_bytes() / 1e9, 1),
         "gpus": ", ".join(gpus) or "none",
         "torch": str(torch.__version__),  # a subclass, which YAML refuses
     }
@@ -74,7 +74,8 @@ def _resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _total_bytes() -> int:
+def total_bytes() -> int:
+    """Memory of this machine; 0: unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import sys
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from samplernn import storage
+from samplernn.messages import say
 
 Row = dict[str, Any]
 
@@ -35,7 +35,7 @@ class MetricsFile(Logger):
         self.path = path
         self._columns = ["step"]
         self._rows: list[Row] = []
-        """The last row, which may still grow, and those before it that could not be written."""
+        """The last row, which may still grow, and those before it that were refused."""
         self._has_new_columns = self._is_refused = False
         self._begin: int | None = None
         """Where these rows begin in the file, in bytes; None: they are not in it, and are appended."""
@@ -44,7 +44,9 @@ class MetricsFile(Logger):
             if "step" in columns:
                 self._columns = list(columns)
             elif path.stat().st_size:
-                self._put_aside()
+                aside = path.with_name("metrics-damaged.csv")  # no use to us, but maybe to somebody
+                storage.replace(path, aside)
+                say(f"{path}: damaged (no column of steps); kept as {aside.name}")
 
     @property
     def name(self) -> str:
@@ -74,14 +76,13 @@ class MetricsFile(Logger):
         self._has_new_columns |= bool(new_columns)
         try:
             self._write()
+            self._is_refused = False
         except OSError as error:
             if not storage.may_pass(error, replaces=True):
                 raise
             if not self._is_refused:
-                self._say(f"cannot be written now ({error.strerror}); rows are kept until it can")
+                say(f"{self.path}: cannot be written now ({error.strerror}); rows are kept until it can")
             self._is_refused = True
-        else:
-            self._is_refused = False
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -94,9 +95,9 @@ class MetricsFile(Logger):
         except OSError as error:
             rest = self.path.with_name(f"{self.path.stem}-rest{self.path.suffix}")
             rows = self._lines(self._rows, header=True)
-            self._say(f"cannot be written ({error.strerror}); its last rows go to {rest.name}")
+            say(f"{self.path}: cannot be written ({error.strerror}); its last rows go to {rest.name}")
             with contextlib.suppress(OSError):  # the same may hold there
-                storage.write_whole(rest, lambda partial: partial.write_bytes(rows))
+                storage.write_bytes(rest, rows)
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
@@ -122,15 +123,12 @@ class MetricsFile(Logger):
         if self._has_new_columns or not self.path.exists():
             self._rewrite()
             self._has_new_columns = False
-        lines = [self._lines([row]) for row in self._rows]
         with self.path.open("r+b") as file:
             end = file.seek(0, io.SEEK_END)
             self._begin = end if self._begin is None else min(self._begin, end)
             file.truncate(self._begin)
             file.seek(self._begin)
-            file.write(b"".join(lines))
-        self._begin += sum(map(len, lines[:-1]))
-        del self._rows[:-1]
+            file.write(self._lines(self._rows))
 
     def _rewrite(self, keep: Callable[[Row], bool] = lambda row: True) -> None:
         """Write the file anew, with the present columns and the rows to keep of those before ours."""
@@ -149,12 +147,6 @@ class MetricsFile(Logger):
         text = content.decode("utf-8", errors="replace").replace("\0", "")
         return csv.DictReader(io.StringIO(text, newline=""))
 
-    def _put_aside(self) -> None:
-        """A file without a column of steps is no use, but may be of some to somebody."""
-        aside = self.path.with_name("metrics-damaged.csv")
-        storage.replace(self.path, aside)
-        self._say(f"damaged (no column of steps); kept as {aside.name}")
-
     def _lines(self, rows: Iterable[Row], header: bool = False) -> bytes:
         """Rows as they stand in the file."""
         lines = io.StringIO(newline="")
@@ -163,9 +155,6 @@ class MetricsFile(Logger):
             writer.writeheader()
         writer.writerows(rows)
         return lines.getvalue().encode()
-
-    def _say(self, problem: str) -> None:
-        print(f"{self.path}: {problem}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from samplernn.audio.lanes import SAMPLES_PER_STEP
 from samplernn.config import Config
 from samplernn.model.network import SampleRNN
+from samplernn.training.hardware import total_bytes
 from samplernn.training.loss import Batch, chunk_nll
 from samplernn.training.precision import precision
 
@@ -128,12 +128,7 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     known = [*_available_by_kernel(Path("/proc")), *_left_by_cgroups(Path("/proc"), Path("/sys/fs/cgroup"))]
-    if known:
-        return max(1, min(known))
-    try:  # not Linux: what it has, used or not
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
+    return max(1, min(known)) if known else total_bytes()  # not Linux: what it has, used or not
 
 
 def _available_by_kernel(proc: Path) -> Iterator[int]:

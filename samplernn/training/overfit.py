@@ -7,45 +7,45 @@ nothing from hours of audio either, and a minute is the cheaper way to find out.
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.callbacks import LambdaCallback
 from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, prepare
 from samplernn.audio.decoding import Decoded
-from samplernn.audio.io import AudioError, from_int16, to_int16
+from samplernn.audio.io import AudioError, to_int16
 from samplernn.audio.lanes import training_lanes
 from samplernn.audio.scan import find
 from samplernn.audio.sinks import FileSink
+from samplernn.audio.spectrum import level_db
 from samplernn.config import Config, DataConfig, UserError, one_line
+from samplernn.messages import say
 from samplernn.model.baselines import BaselineBits, baseline_bits
-from samplernn.model.checkpoint import Checkpoint
 from samplernn.training.callbacks import Stopping
 from samplernn.training.data import EvaluationLoader, LaneLoader
-from samplernn.training.module import TrainingModule
 from samplernn.training.scoring import pair_counts, score
-from samplernn.training.trainer import make_trainer
-from samplernn.training.trainer import quiet as hush_lightning
+from samplernn.training.trainer import make_trainer, silence_lightning
+from samplernn.training.trial import trial_module
 
 MAX_TIME, MAX_SECONDS = "00:00:01:00", 60.0
 _CLIP_SECONDS, _SHORT_SECONDS = 4.0, 1.0
-_SEARCHED_FILES, _SEARCHED_SECONDS = 100, 60.0
-"""Of a folder, and of each file: for something that can be heard."""
-_SILENCE = 10 ** (-60 / 20)
-"""A clip whose RMS is below that is silent."""
-_LANES, _CHUNK, _WARMUP_STEPS = 8, 256, 20
+_SEARCHED_FILES, _SEARCHED_BLOCKS = 100, 60
+"""Of a folder, and of each file (a block is a second): for something that can be heard."""
+_SILENT_DB = -60.0
+_LANES, _CHUNK_SAMPLES, _WARMUP_STEPS = 8, 256, 20
 """Small steps, and many: on a CPU they teach more in a minute than large ones."""
-_ENOUGH = 0.75
+_EARLY_END_SHARE = 0.75
 """Fewer bits than this share of the previous-sample baseline end the check early."""
-_HEALTHY = 0.9
+_HEALTHY_SHARE = 0.9
 """At the end of the time, so much is clearly below."""
-_WORSE = 0.1
+_DIVERGED_BITS = 0.1
 """So many bits more than at the beginning are no accident."""
 _FEW_STEPS = 100
 _LINE_SECONDS = 5.0
@@ -80,7 +80,7 @@ class OverfitCheck:
     @property
     def is_healthy(self) -> bool:
         """Whether the network came clearly below the previous-sample baseline."""
-        return self.bits < _HEALTHY * self.baselines.previous_sample
+        return self.bits < _HEALTHY_SHARE * self.baselines.previous_sample
 
     @property
     def verdict(self) -> str:
@@ -92,7 +92,7 @@ class OverfitCheck:
         )
         if self.is_healthy:
             return f"healthy: {reached}"
-        if not self.bits < self.bits_before + _WORSE:  # or not a number
+        if not self.bits < self.bits_before + _DIVERGED_BITS:  # or not a number
             return f"not healthy, it diverges: {reached}. Try a lower rate, --optim.lr {lr / 10:.2g}"
         if self.steps < _FEW_STEPS:
             return f"not healthy, too slow to tell: {reached}. Try --config small, or a machine with a GPU"
@@ -115,7 +115,7 @@ def overfit_check(folder: str | Path, config: Config | None = None, quiet: bool 
         UserError: no such folder, nothing usable in it, or an option that Lightning refuses.
         Interrupted: a signal stopped it.
     """
-    hush_lightning()
+    silence_lightning()
     chosen = config or Config()
     clip = find_clip(Path(folder).absolute(), chosen.data.sample_rate)
     tried = _small_steps(chosen, clip)
@@ -138,11 +138,12 @@ def find_clip(folder: Path, sample_rate: int) -> Clip:
     for path in find(folder).paths[:_SEARCHED_FILES]:
         name = path.relative_to(folder).as_posix()
         try:
-            audio = _loudest(_beginning(path, sample_rate), round(_CLIP_SECONDS * sample_rate))
+            blocks = map(to_int16, islice(Decoded(path, sample_rate), _SEARCHED_BLOCKS))
+            audio = _loudest(np.concatenate(list(blocks)), round(_CLIP_SECONDS * sample_rate))
         except AudioError as error:
             problems.append(f"{name}: {error.problem}")
             continue
-        if np.sqrt(np.mean(np.square(from_int16(audio)))) < _SILENCE:
+        if level_db(audio) < _SILENT_DB:
             problems.append(f"{name}: is silent")
             continue
         if longest is None or len(audio) > len(longest.audio):
@@ -152,17 +153,6 @@ def find_clip(folder: Path, sample_rate: int) -> Clip:
     if longest is None:
         raise UserError(f"{folder}: no audio that can be used: {'; '.join(problems[:3]) or 'no files'}")
     return longest
-
-
-def _beginning(path: Path, sample_rate: int) -> NDArray[np.int16]:
-    """At most the first minute of a file."""
-    blocks, missing = [], round(_SEARCHED_SECONDS * sample_rate)
-    for block in Decoded(path, sample_rate):
-        blocks.append(to_int16(block))
-        missing -= len(block)
-        if missing <= 0:
-            break
-    return np.concatenate(blocks)
 
 
 def _loudest(audio: NDArray[np.int16], length: int) -> NDArray[np.int16]:
@@ -181,7 +171,7 @@ def _small_steps(config: Config, clip: Clip) -> Config:
         UserError: the clip is shorter than a chunk.
     """
     lookback, num_samples = config.model.lookback, len(clip.audio)
-    tbptt_len = max(1, round(_CHUNK / lookback)) * lookback
+    tbptt_len = max(1, round(_CHUNK_SAMPLES / lookback)) * lookback
     if num_samples < tbptt_len:
         raise UserError(
             f"{clip.path}: {num_samples} samples are too few to learn, and no file has more: add longer ones"
@@ -216,56 +206,39 @@ def _as_corpus(clip: Clip, sample_rate: int, place: Path) -> Corpus:
 
 
 def _train(config: Config, clip: Clip, corpus: Corpus, quiet: bool) -> OverfitCheck:
+    """Train until the bits of a pass over the clip are few enough or not a number, or time is over."""
     pl.seed_everything(config.seed_everything, verbose=False)
     # Whole steps only, so that every lane has the same to read.
     step_samples = config.data.lanes * config.data.tbptt_len
     spans = [(corpus.files[0], 0, corpus.num_samples // step_samples * step_samples)]
     lanes = training_lanes(corpus, spans, config.data, config.seed_everything)
-    facts = Checkpoint(config, {}, corpus.gain, pair_counts=np.zeros((0, 0), np.int64), split={})
-    module = TrainingModule(facts, planned_steps_per_epoch=len(lanes))
-    counts = pair_counts(corpus, spans, facts.codec, module.model.head)
+    module = trial_module(config, corpus, lanes)
+    codec = module.facts.codec
+    counts = pair_counts(corpus, spans, codec, module.model.head)
     baselines = baseline_bits(counts, counts)
-    loader = LaneLoader(lanes, facts.codec)
 
     def bits() -> float:
-        return score(module.model, EvaluationLoader(lanes, facts.codec)).bits_per_sample
+        return score(module.model, EvaluationLoader(lanes, codec)).bits_per_sample
 
     bits_before = bits()
     if not quiet:
-        _say(
+        say(
             f"{one_line(clip.path)}: {spans[0][2] / corpus.sample_rate:.1f} s to learn, in at most "
             f"{config.trainer.max_seconds:.0f} s; bits per sample: untrained {bits_before:.2f}, "
             f"unigram {baselines.unigram:.2f}, previous sample {baselines.previous_sample:.2f}"
         )
-    callbacks = [Stopping(save=lambda trainer: None), _Watch(_ENOUGH * baselines.previous_sample, quiet)]
+    said_at = 0.0
+
+    def after_pass(trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        nonlocal said_at
+        bits, seconds = module.read_train_bits().bits_per_sample, module.clock.seconds
+        trainer.should_stop |= bits < _EARLY_END_SHARE * baselines.previous_sample or not math.isfinite(bits)
+        if not quiet and seconds - said_at >= _LINE_SECONDS:
+            said_at = seconds
+            say(f"  {seconds:3.0f} s  step {trainer.global_step}  {bits:.2f} bits")
+
+    callbacks = [Stopping(save=lambda trainer: None), LambdaCallback(on_train_epoch_end=after_pass)]
     trainer = make_trainer(config, callbacks)
-    trainer.fit(module, train_dataloaders=loader)
+    trainer.fit(module, train_dataloaders=LaneLoader(lanes, codec))
     seconds = module.clock.seconds
     return OverfitCheck(clip.path, config, bits_before, bits(), baselines, trainer.global_step, seconds)
-
-
-class _Watch(pl.Callback):
-    """Ends training when the bits of a pass over the clip are few enough or not a number; says how it goes.
-
-    Args:
-        enough: bits per sample.
-        quiet: do not say how it goes.
-    """
-
-    def __init__(self, enough: float, quiet: bool) -> None:
-        self._enough, self._quiet = enough, quiet
-        self._said_at = 0.0
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        bits, seconds = pl_module.read_train_bits().bits_per_sample, pl_module.clock.seconds
-        if bits < self._enough or not math.isfinite(bits):
-            trainer.should_stop = True
-        if not self._quiet and seconds - self._said_at >= _LINE_SECONDS:
-            self._said_at = seconds
-            _say(f"  {seconds:3.0f} s  step {trainer.global_step}  {bits:.2f} bits")
-
-
-def _say(message: str) -> None:
-    """Progress, on standard error."""
-    print(message, file=sys.stderr, flush=True)

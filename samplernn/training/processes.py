@@ -30,7 +30,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from samplernn import signals
+from samplernn import messages, signals
 from samplernn.config import UserError
 
 T = TypeVar("T")
@@ -40,10 +40,10 @@ USER_ERROR, PEER_LOST = 2, 3
 REQUEUE = getattr(signal, "SIGUSR1", signal.SIGTERM)
 """What SLURM sends before a job's time is over (``#SBATCH --signal=USR1@120``): save, queue the job again."""
 _INTERRUPTED = tuple(128 + number for number in (*signals.ENDING, REQUEUE))
-_SPECIAL_STEPS = 2**32 - 16
-"""From here on, a step's number says that it is the script or the shell of an allocation."""
-_SAY_SO_SECONDS = 20.0
-"""A process that waits for the others for so long says so."""
+_FIRST_SPECIAL_STEP = 2**32 - 16
+"""Step numbers from here on mean the script or the shell of an allocation."""
+_NOTICE_SECONDS = 20.0
+"""A process that has waited for the others for so long says that it waits."""
 _WAIT_FOR_THE_FIRST = datetime.timedelta(days=30)
 """The first process may decode a corpus for hours while the others wait."""
 _GRACE_SECONDS = 15.0
@@ -52,16 +52,10 @@ _POLL_SECONDS = 0.1
 
 
 class ProcessDied(Exception):
-    """A process of the run ended before its time, and the run with it. The message is one line.
+    """A process of the run ended before its time, and the run with it. The message is one line."""
 
-    Args:
-        message: which, and how.
-        run: name of the run, for `--resume --name`.
-    """
-
-    def __init__(self, message: str, run: str) -> None:
-        super().__init__(message)
-        self.run = run
+    run = ""
+    """Name of the run, for `--resume --name`."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ def _is_of_srun(environment: Mapping[str, str]) -> bool:
     an allocation may be counted as steps, with numbers from the end of what 32 bits hold.
     """
     step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
-    is_step = step.isdecimal() and int(step) < _SPECIAL_STEPS
+    is_step = step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
     is_shell = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
     is_alone = environment.get("SLURM_STEP_NUM_TASKS") == "1"
     return is_step and "SLURM_PROCID" in environment and not is_shell and not is_alone
@@ -148,27 +142,34 @@ def is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+def say(message: str) -> None:
+    """Tell the user something, on standard error; the first process speaks for all."""
+    if is_first():
+        messages.say(message)
+
+
 class Team:
     """The processes that a launcher started, once they are connected; a single process is a team of one.
 
     While it waits for another process there is nothing that could be lost, and a signal ends it at once.
 
     Args:
-        trainer: connects them; its strategy's process group is the one that training uses.
+        trainer: connects them; its strategy's process group is the one that training uses. None: there
+            is only this process.
 
     Raises:
         UserError: the others do not come.
     """
 
-    def __init__(self, trainer: pl.Trainer) -> None:
+    def __init__(self, trainer: pl.Trainer | None) -> None:
         self.rank, self._group = 0, None
-        if trainer.world_size > 1:
+        if trainer is not None and trainer.world_size > 1:
             with _waiting_for_others(trainer.world_size), signals.at_once():
                 trainer.strategy.setup_environment()
                 self._group = torch.distributed.new_group(backend="gloo", timeout=_WAIT_FOR_THE_FIRST)
             self.rank = trainer.global_rank
 
-    def lead(self, work: Callable[[], T]) -> T:
+    def do_once(self, work: Callable[[], T]) -> T:
         """The first process works, the others wait; all get the result, or the same UserError."""
         if self._group is None:
             return work()
@@ -197,7 +198,7 @@ def _waiting_for_others(world_size: int) -> Iterator[None]:
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     who = f"process {rank + 1} of {world_size}"
     said = f"{who} waits for the others; does the launcher (srun, torchrun) start them all?"
-    notice = threading.Timer(_SAY_SO_SECONDS, lambda: print(said, file=sys.stderr, flush=True))
+    notice = threading.Timer(_NOTICE_SECONDS, messages.say, (said,))
     notice.daemon = True
     notice.start()
     try:
@@ -215,7 +216,7 @@ def _waiting_for_others(world_size: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def taking_leave() -> Iterator[None]:
+def leaving_together() -> Iterator[None]:
     """At the end of the block, part from the other processes.
 
     Left to the end of Python, gloo's threads now and then abort the process. Where all processes leave at
@@ -263,13 +264,15 @@ def train_in_processes(run: Path, task: bytes, devices: int) -> int | None:
     """
     shutil.rmtree(run / "logs", ignore_errors=True)
     (run / "logs").mkdir()
-    with _workers(run, task, devices) as workers, _passing_signals_on(workers) as passed_on:
+    with _workers(run, devices) as workers, _passing_signals_on(workers) as passed_on:
+        for worker in workers:
+            worker.hand_over(task)
         failed = _wait(workers, passed_on)
         silent = [worker.rank + 1 for worker in workers if worker.process.poll() is None]
     if failed is not None:
         if failed.lost_another and silent:
             names = " and ".join(map(str, silent))
-            raise ProcessDied(f"process {names} of {len(workers)} does not answer any more", run.name)
+            raise ProcessDied(f"process {names} of {len(workers)} does not answer any more")
         raise failed.why(len(workers))
     stopped = [worker.process.returncode for worker in workers if worker.process.returncode]
     return max(code - 128 if code > 0 else -code for code in stopped) if stopped else None
@@ -280,30 +283,26 @@ class _Worker:
 
     Args:
         run: folder of the run.
-        task: goes to its standard input, which stays open as long as this process lives.
         rank: of the process. The first writes where this process does, the others to a file.
         environment: as torchrun would set it, but for the rank.
     """
 
-    def __init__(self, run: Path, task: bytes, rank: int, environment: Mapping[str, str]) -> None:
-        self.rank, self.run = rank, run.name
-        self.log = log_file(run, rank) if rank else None
-        self.error_file = error_file(run, rank)
+    def __init__(self, run: Path, rank: int, environment: Mapping[str, str]) -> None:
+        self.rank, self.run = rank, run
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with contextlib.ExitStack() as stack:
-            output = stack.enter_context(self.log.open("wb")) if self.log else None
+        with log_file(run, rank).open("wb") if rank else contextlib.nullcontext() as log:
             # A session of its own: Ctrl-C reaches it through us, once.
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "samplernn.training.worker", str(run)],
                 env={**environment, **ranks},
                 stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
             )
-        threading.Thread(target=self._hand_over, args=(task,), daemon=True).start()
 
-    def _hand_over(self, task: bytes) -> None:
+    def hand_over(self, task: bytes) -> None:
+        """Write to its standard input, which stays open as long as this process lives."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it may die before it reads
             self.process.stdin.write(task)
@@ -321,20 +320,19 @@ class _Worker:
 
     def why(self, world_size: int) -> Exception:
         """What to say about its failure."""
-        code = self.process.returncode
-        said = self.error_file.read_text("utf-8") if self.error_file.exists() else ""
+        code, error = self.process.returncode, error_file(self.run, self.rank)
+        said = error.read_text("utf-8") if error.exists() else ""
         if code == USER_ERROR:
             return UserError(said)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if code == -signal.SIGKILL:
             how += " (perhaps there is too little memory)"
-        what = f"process {self.rank + 1} of {world_size} {how}"
-        said = (f": {said}" if said else "") + (f"; see {self.log}" if self.log else "")
-        return ProcessDied(what + said, self.run)
+        how += (f": {said}" if said else "") + (f"; see {log_file(self.run, self.rank)}" if self.rank else "")
+        return ProcessDied(f"process {self.rank + 1} of {world_size} {how}")
 
 
 def log_file(run: Path, rank: int) -> Path:
-    """Where a worker's output goes."""
+    """Where the output of a worker, but for the first, goes."""
     return run / "logs" / f"rank-{rank}.txt"
 
 
@@ -344,7 +342,7 @@ def error_file(run: Path, rank: int) -> Path:
 
 
 @contextlib.contextmanager
-def _workers(run: Path, task: bytes, devices: int) -> Iterator[list[_Worker]]:
+def _workers(run: Path, devices: int) -> Iterator[list[_Worker]]:
     """Workers that are dead when the block is left."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -361,7 +359,7 @@ def _workers(run: Path, task: bytes, devices: int) -> Iterator[list[_Worker]]:
     workers: list[_Worker] = []
     try:
         for rank in range(devices):
-            workers.append(_Worker(run, task, rank, environment))
+            workers.append(_Worker(run, rank, environment))
         yield workers
     finally:
         for worker in workers:
@@ -392,8 +390,7 @@ def _passing_signals_on(workers: Sequence[_Worker]) -> Iterator[list[int]]:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         passed_on.append(number)
-        if number == signals.HANGUP:
-            signals.let_go_of_terminal()
+        signals.let_go_of_terminal(number)
         for worker in workers:
             worker.process.send_signal(number)
 

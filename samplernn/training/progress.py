@@ -5,27 +5,28 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from samplernn.model.baselines import BaselineBits, verdict
-from samplernn.training.callbacks import Metrics
+from samplernn.training.callbacks import Metrics, StepCallback
 from samplernn.training.data import lane_loader
 from samplernn.training.module import TrainingModule
 
-_PLAIN_INTERVAL = 10.0
+_PLAIN_SECONDS = 10.0
 """Seconds between lines where standard error is not a terminal."""
 
 
-_WORSE_BITS = 0.1
+_CLEARLY_WORSE_BITS = 0.1
 """A validation this much above the best one is no noise."""
 
 
-class ProgressDisplay(pl.Callback):
+class ProgressDisplay(StepCallback):
     """A live bar on a terminal, otherwise a line every ten seconds; a line for each validation.
+
+    Only the first process has one.
 
     Args:
         metrics: where the numbers come from.
@@ -41,8 +42,8 @@ class ProgressDisplay(pl.Callback):
         self._bar: Progress | None = None
         self._printed_at = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and self._console.is_terminal:
+    def before_training(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        if self._console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
                 BarColumn(bar_width=24),
@@ -54,17 +55,12 @@ class ProgressDisplay(pl.Callback):
             self._bar.add_task("starting", total=1.0)
             self._bar.start()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        if not trainer.is_global_zero:
-            return
-        due = time.monotonic() - self._printed_at >= (0.2 if self._bar else _PLAIN_INTERVAL)
+    def after_step(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        due = time.monotonic() - self._printed_at >= (0.2 if self._bar else _PLAIN_SECONDS)
         if not due or "train/bits_per_sample" not in self._metrics.latest:
             return
         self._printed_at = time.monotonic()
-        text, progress = self._describe(trainer, pl_module), pl_module.progress()
+        text, progress = self._describe(trainer, module), module.progress()
         if self._bar is None:
             self._console.print(text, soft_wrap=True)
         else:
@@ -74,18 +70,16 @@ class ProgressDisplay(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=f"step {trainer.global_step}: validating …")
-        elif trainer.is_global_zero:
+        else:
             self._console.print(f"step {trainer.global_step:>7}  validating …")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        if trainer.is_global_zero:
-            bits = pl_module.validation_bits
-            best = "  (best so far)" if bits <= pl_module.best_bits else f"  (best {pl_module.best_bits:.3f})"
-            train_bits = self._metrics.latest.get("train/bits_per_sample", math.nan)
-            said = diagnosis(bits, pl_module.best_bits, train_bits) or verdict(bits, self._baselines)
-            when = f"step {trainer.global_step:>7}  {_clock(pl_module.clock.seconds)}"
-            self._console.print(f"{when}  validation {bits:.3f} bits{best}: {said}", soft_wrap=True)
+    def after_validation(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        bits = module.validation_bits
+        best = "  (best so far)" if bits <= module.best_bits else f"  (best {module.best_bits:.3f})"
+        train_bits = self._metrics.latest.get("train/bits_per_sample", math.nan)
+        said = diagnosis(bits, module.best_bits, train_bits) or verdict(bits, self._baselines)
+        when = f"step {trainer.global_step:>7}  {_clock(module.clock.seconds)}"
+        self._console.print(f"{when}  validation {bits:.3f} bits{best}: {said}", soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -120,7 +114,7 @@ class ProgressDisplay(pl.Callback):
 
 def diagnosis(validation_bits: float, best_bits: float, train_bits: float) -> str | None:
     """What it means that a validation is clearly worse than the best one; None if it is not, or no number."""
-    if math.isnan(validation_bits) or validation_bits <= best_bits + _WORSE_BITS:
+    if math.isnan(validation_bits) or validation_bits <= best_bits + _CLEARLY_WORSE_BITS:
         return None
     if train_bits < best_bits:
         return "it memorises its training audio; the best checkpoint is kept. More audio would help"

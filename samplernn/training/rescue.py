@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import lightning.pytorch as pl
 
 from samplernn.training.callbacks import Interrupted, is_validation_next
 from samplernn.training.module import Moment, TrainingModule
+from samplernn.training.processes import say
 
 _VALIDATION = "epoch_loop.val_loop.batch_progress"
 
@@ -36,50 +36,30 @@ class Rescue(pl.Callback):
     Nothing is saved when the exception comes while the weights change, when the run has come to its planned
     end (its last validation would be missed), nor among several processes, which would have to agree.
 
-    It comes right after what logs: what is logged is not counted again. `first` comes before that, for
-    logging, too, may fail; then a row is missing, and the next one is of more steps.
+    It stands twice among the callbacks: before what logs, for logging, too, may fail (then a row is missing,
+    and the next one is of more steps), and right after it, so that what is logged is not counted again.
 
     Args:
         save: writes the last checkpoint.
-
-    Attributes:
-        first: a callback to be put first of all.
     """
 
     def __init__(self, save: Callable[[pl.Trainer], None]) -> None:
         self._save = save
-        self.first = _AtStepEnd(self.note)
         self._step: _WholeStep | None = None
-        self._step_before = 0
-        self._is_saving = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step_before = trainer.global_step
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._step_before = trainer.global_step
+        self._saving: _WholeStep | None = None
+        self._last_batch = -1
+        """The batch with which the optimizer took its last step."""
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        self._step = None
+        self._step, self._last_batch = None, trainer.fit_loop.total_batch_idx
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.note(trainer, pl_module)
-
-    def note(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note where a step's end is, if a step was taken. It may be noted again."""
         assert isinstance(pl_module, TrainingModule)
-        if trainer.global_step == self._step_before or trainer.world_size > 1:
+        if trainer.fit_loop.total_batch_idx != self._last_batch or trainer.world_size > 1:
             return
         if self._step is None:
             loops = copy.deepcopy(trainer.fit_loop.state_dict())
@@ -92,48 +72,27 @@ class Rescue(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        if self._step is None or trainer.should_stop or getattr(exception, "saved", False):
+        self._saving, self._step = self._step, None
+        if self._saving is None or trainer.should_stop or getattr(exception, "saved", False):
             return
-        number = self._step.number
         try:
-            pl_module.return_to(self._step.moment)
-            self._is_saving = True
+            pl_module.return_to(self._saving.moment)
             self._save(trainer)
         except Exception as error:  # such as the one that has ended the run
-            _say(f"step {number} could not be saved: {error}")
-            return
-        finally:
-            self._is_saving = False
-        if isinstance(exception, Interrupted):
-            exception.saved = True
+            said = f"step {self._saving.number} could not be saved: {error}"
         else:
-            _say(f"saved as of step {number}")
+            said = f"saved as of step {self._saving.number}"
+            if isinstance(exception, Interrupted):
+                exception.saved = True
+                return
+        with contextlib.suppress(OSError):  # nobody listens any more, which may be why it ended
+            say(said)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._is_saving and self._step is not None:
-            checkpoint["loops"]["fit_loop"] = self._step.loops
-
-
-def _say(message: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more, which may be why it ended
-        print(message, file=sys.stderr, flush=True)
-
-
-class _AtStepEnd(pl.Callback):
-    def __init__(self, note: Callable[[pl.Trainer, pl.LightningModule], None]) -> None:
-        self._note = note
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        self._note(trainer, pl_module)
+        if self._saving is not None:
+            checkpoint["loops"]["fit_loop"] = self._saving.loops
 
 
 def _begin_validation(loops: dict[str, Any]) -> None:

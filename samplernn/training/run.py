@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import Logger
 
 from samplernn import __version__
 from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
@@ -20,10 +18,12 @@ from samplernn.audio.health import kept_together, leak, remarks
 from samplernn.audio.lanes import Spans, quick_check
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
-from samplernn.model.checkpoint import Checkpoint, load, read_archive
+from samplernn.model.checkpoint import ENTRY, Checkpoint, load, read_archive
 from samplernn.model.codec import Codec
+from samplernn.model.entry import read_counts
 from samplernn.model.heads import head_of
 from samplernn.model.network import SampleRNN
+from samplernn.training import processes
 from samplernn.training.auto_lanes import resolve
 from samplernn.training.callbacks import Checkpoints, Interrupted, Metrics, Stopping
 from samplernn.training.dashboards import dashboards
@@ -33,24 +33,13 @@ from samplernn.training.hardware import hardware, revision
 from samplernn.training.loggers import MetricsFile, quiet_writers
 from samplernn.training.module import STATE, TrainingModule
 from samplernn.training.precision import left_wide
-from samplernn.training.processes import (
-    ProcessDied,
-    Team,
-    idle_tasks,
-    is_first,
-    is_peer_lost,
-    launch,
-    slurm_job,
-    taking_leave,
-    train_in_processes,
-)
+from samplernn.training.processes import ProcessDied, is_first, say
 from samplernn.training.progress import ProgressDisplay
 from samplernn.training.rescue import Rescue
 from samplernn.training.samples import Samples
 from samplernn.training.saved import require_resumable
 from samplernn.training.scoring import Score, pair_counts, score_spans
-from samplernn.training.trainer import make_trainer
-from samplernn.training.trainer import quiet as hush_lightning
+from samplernn.training.trainer import make_trainer, silence_lightning
 
 _PROBLEMS_SHOWN = 10
 
@@ -104,23 +93,18 @@ def start(
         config, lanes = resolve(chosen, corpus, parts, device, trainer.num_devices, trainer.num_nodes)
         if lanes and not quiet:
             say(lanes)
-        try:
-            (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            run.write_facts(
-                folder=str(Path(folder).resolve()),
-                gain=corpus.gain,
-                split=parts.to_dict(),
-                state="running",
-                slurm_job=slurm_job(),
-            )
-            run.write_config(config)  # last: with it the run exists
-        except OSError as error:
-            raise UserError(f"{run.path}: cannot write the run there: {error.strerror}") from error
+        run.write_facts(
+            folder=str(Path(folder).resolve()),
+            gain=corpus.gain,
+            split=parts.to_dict(),
+            state="running",
+            slurm_job=processes.slurm_job(),
+        )
+        run.write_config(config)  # last: with it the run exists
         counts = _count_pairs(config, corpus, locate(corpus, parts.train))
-        run.write_pair_counts(counts)
-        return Prepared(run, config, corpus, parts, counts, quiet)
+        return Prepared(run, config, corpus, parts, counts, None, quiet)
 
-    outcome = _lead(run, chosen, prepare_run)
+    outcome = _prepare_train_score(run, chosen, prepare_run)
     assert outcome is not None
     return outcome
 
@@ -175,7 +159,7 @@ def resume_folder(
         >>> outcome = samplernn.resume("runs/first", **{"trainer.max_steps": 20_000, "optim.patience": 20})
     """
     run = RunFolder(Path(run_dir))
-    if not (run.path / "config.yaml").exists() or not (run.path / "run.json").exists():
+    if not run.exists:
         raise UserError(
             f"{run.path}: no run that could be continued; give a run's folder, such as runs/first"
         )
@@ -205,12 +189,56 @@ def _resume(
             return None
         audio = str(Path(folder).resolve()) if folder else begun.folder
         corpus = prepare(audio, config.data, begun.gain, progress=not quiet)
+        last = _newest_whole(run, config)
         run.write_config(config)
         run.write_facts(state="running", folder=audio)
-        counts = _known_pairs(run, config, corpus, begun.split)
-        return Prepared(run, config, corpus, begun.split, counts, quiet)
+        counts = last.pair_counts if last else _count_pairs(config, corpus, locate(corpus, begun.split.train))
+        return Prepared(run, config, corpus, begun.split, counts, last, quiet)
 
-    return _lead(run, config, prepare_run)
+    return _prepare_train_score(run, config, prepare_run)
+
+
+class Last(NamedTuple):
+    """A checkpoint to continue from."""
+
+    path: Path
+    step: int
+    processes: int
+    seconds: float
+    """Of training so far."""
+    pair_counts: PairCounts
+
+
+def _newest_whole(run: RunFolder, config: Config) -> Last | None:
+    """The newest checkpoint that is whole; None before the first.
+
+    Nothing of the file stays mapped into memory: training is about to replace it, which Windows refuses then,
+    and a network disk would keep the old one.
+
+    Raises:
+        UserError: there are some, but all are damaged.
+    """
+    found = [run.path / "checkpoints" / name for name in ("last.ckpt", "last-previous.ckpt")]
+    found = [path for path in found if path.exists()]
+    for path in found:
+        damage = damage_of(path)
+        if damage is None:
+            try:
+                saved = read_archive(path)
+                require_resumable(saved, config, path)
+                num_codes = head_of(config.model).num_baseline_codes
+                counts = read_counts(saved[ENTRY].get("pair_counts"), num_codes, path)
+                lanes = saved[STATE]
+                return Last(path, saved["global_step"], lanes["processes"], lanes["seconds"], counts)
+            except UserError as error:
+                damage = str(error).removeprefix(f"{path}: ")
+        say(f"{path}: {damage}; it is passed over")
+    if found:
+        raise UserError(
+            f"{run.path}: no checkpoint to continue from is whole; its checkpoints/best.ckpt may still "
+            "generate, but to train, start a new run"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -225,7 +253,9 @@ class Prepared:
     """Which audio is for what."""
     pair_counts: PairCounts
     """Code pairs of the training audio, for the baselines."""
-    quiet: bool = False
+    last: Last | None
+    """What it goes on from; None: from the beginning."""
+    quiet: bool
     """Say only what is wrong."""
 
     @property
@@ -256,51 +286,54 @@ class Prepared:
         return baseline_bits(self.pair_counts, evaluated)
 
 
-def _lead(
+def _prepare_train_score(
     run: RunFolder, config: Config, prepare_run: Callable[[pl.Trainer], Prepared | None]
 ) -> Outcome | None:
     """Prepare a run once, train it in every process that there is or should be, judge it once."""
-    hush_lightning()
+    silence_lightning()
     trainer = make_trainer(config)  # raises on what Lightning refuses, before anything is written
+    starts_workers = processes.launch() is None and trainer.world_size > 1
     with contextlib.ExitStack() as until_the_end:
-        until_the_end.enter_context(_explained(run))
+        until_the_end.enter_context(_explaining_its_end(run))
+        until_the_end.enter_context(processes.leaving_together())
+        team = processes.Team(None if starts_workers else trainer)
 
         def claim_and_prepare() -> Prepared | None:
             until_the_end.enter_context(run.claimed())
             return prepare_run(trainer)
 
-        if launch() is None and trainer.world_size > 1:
-            prepared = claim_and_prepare()
-            if prepared is None:
-                return None
-            _introduce(prepared, trainer.strategy.root_device)
-            _train_in_processes(prepared, trainer.num_devices)
-            return _judge(prepared)
-        until_the_end.enter_context(taking_leave())
-        team = Team(trainer)
-        prepared = team.lead(claim_and_prepare)
+        prepared = team.do_once(claim_and_prepare)
         if prepared is None:
             return None
-        _introduce(prepared, trainer.strategy.root_device)
-        work(prepared)
-        return team.lead(lambda: _judge(prepared))
+        _describe_run(prepared, trainer.strategy.root_device)
+        if starts_workers:
+            _train_in_processes(prepared, trainer.num_devices)
+        else:
+            work(prepared)
+        return team.do_once(lambda: _score_best(prepared))
 
 
 @contextlib.contextmanager
-def _explained(run: RunFolder) -> Iterator[None]:
-    """A disk that is full, read-only or gone: UserError, one line, instead of OSError."""
+def _explaining_its_end(run: RunFolder) -> Iterator[None]:
+    """Say which run ended; of a disk that is full, read-only or gone in one line, as UserError."""
     try:
         yield
+    except (Interrupted, ProcessDied) as ended:
+        ended.run = run.path.name
+        raise
     except BrokenPipeError:  # of whoever reads what the command says
         raise
     except OSError as error:
         if error.errno is None:  # not from the operating system: a library that does not load
             raise
         where = error.filename2 or error.filename or run.path  # of a rename, the lasting name
-        raise UserError(
-            f"{where}: {error.strerror or error}; what was saved is whole. Once mended, "
-            f"continue with: samplernn train --resume --name {run.path.name} (in Python: samplernn.resume)"
-        ) from error
+        said = f"{where}: {error.strerror or error}"
+        if (run.path / "config.yaml").exists():
+            said += (
+                "; what was saved is whole. Once mended, continue with: samplernn train --resume "
+                f"--name {run.path.name} (in Python: samplernn.resume)"
+            )
+        raise UserError(said) from error
 
 
 def _train_in_processes(prepared: Prepared, devices: int) -> None:
@@ -310,13 +343,13 @@ def _train_in_processes(prepared: Prepared, devices: int) -> None:
     if not prepared.quiet:
         say(f"{devices} processes; the output of all but the first goes to {run.path / 'logs'}")
     try:
-        signal_number = train_in_processes(run.path, pickle.dumps(prepared), devices)
+        signal_number = processes.train_in_processes(run.path, pickle.dumps(prepared), devices)
     except BaseException:
         with contextlib.suppress(OSError):  # which may be why it ended
             run.write_facts(state="interrupted")
         raise
     if signal_number is not None:
-        raise Interrupted(signal_number, run.facts["saved"], run.path.name)
+        raise Interrupted(signal_number, run.facts["saved"])
 
 
 def work(prepared: Prepared) -> None:
@@ -327,7 +360,7 @@ def work(prepared: Prepared) -> None:
         Interrupted: a signal stopped it.
         ProcessDied: another process could not be reached any more.
     """
-    hush_lightning()
+    silence_lightning()
     run, config, corpus = prepared.run, prepared.config, prepared.corpus
     pl.seed_everything(config.seed_everything, verbose=False)
     if not corpus.shard_dir.exists():  # another machine, with a cache of its own
@@ -338,25 +371,21 @@ def work(prepared: Prepared) -> None:
     )
     module = TrainingModule(facts, planned_steps_per_epoch=len(data.train_dataloader()))
     try:
-        with _explained(run), quiet_writers():
+        with _explaining_its_end(run), quiet_writers():
             step, reason = _fit(prepared, module, data)
     except BaseException as error:
         saved = isinstance(error, Interrupted) and error.saved
         if is_first():
             with contextlib.suppress(OSError):  # which may be why it ended
                 run.write_facts(state="interrupted", saved=saved)
-        if isinstance(error, Interrupted):
-            error.run = run.path.name
-        elif is_peer_lost(error):
-            raise ProcessDied(
-                "another process of this run ended, or can no longer be reached", run.path.name
-            ) from error
+        if processes.is_peer_lost(error):
+            raise ProcessDied("another process of this run ended, or can no longer be reached") from error
         raise
     if is_first():
         run.write_facts(state="trained", step=step, reason=reason)
 
 
-def _judge(prepared: Prepared) -> Outcome:
+def _score_best(prepared: Prepared) -> Outcome:
     """Score the best checkpoint on audio that neither training nor validation has heard; the run is over."""
     run, corpus = prepared.run, prepared.corpus
     best = load(run.path)
@@ -374,85 +403,49 @@ def _judge(prepared: Prepared) -> Outcome:
 
 
 def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tuple[int, str]:
-    """Train to the end, from the newest checkpoint if there is one; returns the last step and why it is."""
-    run, config, baselines, quiet = prepared.run, prepared.config, prepared.baselines, prepared.quiet
-    about = prepared.about
+    """Train to the end, from the last checkpoint if there is one; returns the last step and why it is."""
+    run, config, quiet, last = prepared.run, prepared.config, prepared.quiet, prepared.last
+    baselines, about = prepared.baselines, prepared.about
     if is_first():
         run.write_facts(about=about)
-    last, step, num_processes = _whole_checkpoint(run), 0, None
+    step = last.step if last else 0
     if last:
-        step, num_processes, seconds = _progress_of(last)
-        if reached := _limit_reached(config.trainer, step, seconds):
+        if reached := _limit_reached(config.trainer, last):
             return step, reached
         if not quiet:
-            say(f"continuing from {last}, step {step}")
-    elif is_first() and (run.path / "metrics.csv").exists() and not quiet:
+            say(f"continuing from {last.path}, step {step}")
+    elif (run.path / "metrics.csv").exists() and not quiet:
         say(f"{run.path}: no checkpoint was saved, or they are gone; it begins from the first step")
-    if is_first():
-        (run.path / "checkpoints").mkdir(exist_ok=True)
-    checkpoints, metrics = Checkpoints(run.path / "checkpoints", config), Metrics(baselines, about)
-    stopping = Stopping(checkpoints.save_last)
+    folder = run.path / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    checkpoints, metrics = Checkpoints(folder, config), Metrics(baselines, about)
+    rescue, stopping = Rescue(checkpoints.save_last), Stopping(checkpoints.save_last)
     boards = dashboards(config, run.path, baselines, step, quiet)
     samples = Samples(run.path / "samples", config, module.facts, data.recording(), data.prompts(), boards)
     # Stopping comes before Samples, which makes its last ones whole.
-    rescue = Rescue(checkpoints.save_last)
-    callbacks: list[pl.Callback] = [rescue.first, metrics, rescue, stopping, samples, checkpoints]
-    if config.trainer.enable_progress_bar and not quiet:
+    callbacks: list[pl.Callback] = [rescue, metrics, rescue, stopping, samples, checkpoints]
+    if config.trainer.enable_progress_bar and is_first() and not quiet:
         callbacks.append(ProgressDisplay(metrics, baselines, config.data.sample_rate))
-    loggers: list[Logger] = [*boards, MetricsFile(run.path / "metrics.csv")]
-    trainer = make_trainer(config, callbacks, loggers)
-    if num_processes not in (None, trainer.world_size) and not quiet:
+    rows = MetricsFile(run.path / "metrics.csv")
+    rows.rewind(step)
+    trainer = make_trainer(config, callbacks, [*boards, rows])
+    if last and last.processes != trainer.world_size and not quiet:
         say(
-            f"processes: {num_processes} so far, now {trainer.world_size}; lanes go on as they stood, but "
+            f"processes: {last.processes} so far, now {trainer.world_size}; lanes go on as they stood, but "
             "sums are rounded otherwise, so from here on it is no longer the same bit for bit"
         )
-    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    trainer.fit(module, data, ckpt_path=last and last.path, weights_only=True)
     return trainer.global_step, stopping.reason
 
 
-def _whole_checkpoint(run: RunFolder) -> Path | None:
-    """The newest checkpoint that is whole; None before the first.
-
-    Raises:
-        UserError: there are some, but all are damaged.
-    """
-    found = run.newest_checkpoints
-    for path in found:
-        damage = damage_of(path)
-        if damage is None:
-            try:
-                require_resumable(read_archive(path), run.config, path)
-            except UserError as error:
-                damage = str(error).removeprefix(f"{path}: ")
-            else:
-                return path
-        say(f"{path}: {damage}; it is passed over")
-    if found:
-        raise UserError(
-            f"{run.path}: no checkpoint to continue from is whole; its checkpoints/best.ckpt may still "
-            "generate, but to train, start a new run"
-        )
-    return None
-
-
-def _progress_of(checkpoint: Path) -> tuple[int, int, float]:
-    """Steps, processes and seconds of training so far.
-
-    Nothing of the file stays mapped into memory: training is about to replace it, which Windows refuses then,
-    and a network disk would keep the old one.
-    """
-    saved = read_archive(checkpoint)
-    return saved["global_step"], saved[STATE]["processes"], saved[STATE]["seconds"]
-
-
-def _limit_reached(limits: TrainerConfig, step: int, seconds: float) -> str | None:
-    """Why a checkpoint at this step and time has nothing left to do; None if it has."""
-    if 0 < limits.max_steps <= step:
+def _limit_reached(limits: TrainerConfig, last: Last) -> str | None:
+    """Why nothing is left to do after this checkpoint; None if something is."""
+    if 0 < limits.max_steps <= last.step:
         return "trainer.max_steps is reached"
-    return "trainer.max_time is reached" if seconds >= limits.max_seconds else None
+    return "trainer.max_time is reached" if last.seconds >= limits.max_seconds else None
 
 
-def _introduce(prepared: Prepared, device: torch.device) -> None:
+def _describe_run(prepared: Prepared, device: torch.device) -> None:
     """Say what was found in the folder, what is about to be trained, and what it must beat.
 
     Raises:
@@ -464,41 +457,7 @@ def _introduce(prepared: Prepared, device: torch.device) -> None:
         say(f"  {problem}")
     if len(problems) > _PROBLEMS_SHOWN:
         say(f"  … and {len(problems) - _PROBLEMS_SHOWN} more: samplernn doctor lists them all")
-    parts = list(_describe_parts(prepared))
-    leaked = leak(corpus, prepared.parts, config.data.keep_takes_together)
-    if leaked:
-        say(f"  {leaked}")
-    if prepared.quiet:
-        return
-    if idle := idle_tasks():
-        say(idle)
-    minutes = corpus.duration / 60
-    say(f"{one_line(str(corpus.folder))}: {len(corpus.files)} files, {minutes:.1f} minutes usable")
-    say(f"split: {', '.join(parts)}")
-    takes = kept_together(corpus) if config.data.keep_takes_together and not leaked else None
-    if takes:
-        say(f"takes: {takes} (samplernn doctor names them)")
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in SampleRNN(config.model).parameters())
-    steps = len(CorpusModule(config, corpus, prepared.parts).train_dataloader())
-    say(
-        f"model: {config.model.n_tiers} tiers, {parameters / 1e6:.2f} M parameters; {steps} "
-        f"steps of {config.data.lanes} x {config.data.tbptt_len} samples per epoch"
-    )
-    if wide := left_wide(config, device):
-        say(wide)
-    baselines = prepared.baselines
-    say(
-        f"baselines in bits per sample: uniform {baselines.uniform:.3f}, unigram {baselines.unigram:.3f}, "
-        f"previous sample {baselines.previous_sample:.3f}"
-    )
-    runs = prepared.run.path.parent
-    say(f"run: {prepared.run.path}" + ("" if config.logger == "wandb" else f"   ({tensorboard(runs)})"))
-
-
-def _describe_parts(prepared: Prepared) -> Iterator[str]:
-    """Each part of the split with its length; says what is missing. Raises UserError if all of it is."""
-    corpus = prepared.corpus
+    parts = []
     for part in ("train", "validation", "test"):
         spans = getattr(prepared.parts, part)
         found = locate(corpus, spans)
@@ -509,29 +468,32 @@ def _describe_parts(prepared: Prepared) -> Iterator[str]:
                 say(f"  {problem}")
             gone = len(spans) - len(found)
             say(f"  {gone} of {len(spans)} {part} files are not there any more as they were")
-        minutes = sum(stop - start for _, start, stop in found) / corpus.sample_rate / 60
-        yield f"{part} {minutes:.1f} min"
-
-
-def _known_pairs(run: RunFolder, config: Config, corpus: Corpus, parts: Split) -> PairCounts:
-    """Code pairs of the training audio as they were when the run began, else counted."""
-    try:
-        counts = run.pair_counts(head_of(config.model).num_baseline_codes)
-    except UserError as error:
-        say(f"{error}; the baselines are counted again")
-        counts = None
-    if counts is None:  # or it was stopped before they were written
-        counts = _count_pairs(config, corpus, locate(corpus, parts.train))
-        run.write_pair_counts(counts)
-    return counts
+        seconds = sum(stop - start for _, start, stop in found) / corpus.sample_rate
+        parts.append(f"{part} {seconds / 60:.1f} min")
+    if leaked := leak(corpus, prepared.parts, config.data.keep_takes_together):
+        say(f"  {leaked}")
+    if prepared.quiet:
+        return
+    takes = kept_together(corpus) if config.data.keep_takes_together and not leaked else None
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in SampleRNN(config.model).parameters())
+    steps = len(CorpusModule(config, corpus, prepared.parts).train_dataloader())
+    baselines, runs, minutes = prepared.baselines, prepared.run.path.parent, corpus.duration / 60
+    lines = [
+        processes.idle_tasks(),
+        f"{one_line(str(corpus.folder))}: {len(corpus.files)} files, {minutes:.1f} minutes usable",
+        f"split: {', '.join(parts)}",
+        takes and f"takes: {takes} (samplernn doctor names them)",
+        f"model: {config.model.n_tiers} tiers, {parameters / 1e6:.2f} M parameters; {steps} "
+        f"steps of {config.data.lanes} x {config.data.tbptt_len} samples per epoch",
+        left_wide(config, device),
+        f"baselines in bits per sample: uniform {baselines.uniform:.3f}, unigram {baselines.unigram:.3f}, "
+        f"previous sample {baselines.previous_sample:.3f}",
+        f"run: {prepared.run.path}" + ("" if config.logger == "wandb" else f"   ({tensorboard(runs)})"),
+    ]
+    say("\n".join(line for line in lines if line))
 
 
 def _count_pairs(config: Config, corpus: Corpus, spans: Spans) -> PairCounts:
     """Code pairs of some audio, as the model of the run sees it."""
     return pair_counts(corpus, spans, Codec.of(config.model, corpus.gain), head_of(config.model))
-
-
-def say(message: str) -> None:
-    """A message to the user, on standard error; the first process speaks for all."""
-    if is_first():
-        print(message, file=sys.stderr, flush=True)

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -35,7 +34,9 @@ from samplernn.generation.guards import HOP_SECONDS, traps_in
 from samplernn.generation.playback import BLOCK_SECONDS, Generator
 from samplernn.generation.prompts import Prompt
 from samplernn.generation.request import Request
+from samplernn.messages import say
 from samplernn.model.checkpoint import Checkpoint
+from samplernn.training.callbacks import StepCallback
 from samplernn.training.dashboards import Dashboard, GridStream
 from samplernn.training.data import HeldOut
 from samplernn.training.module import TrainingModule
@@ -47,8 +48,7 @@ SAMPLING_SHARE = 0.1
 """Largest share of a run's time that samples may take."""
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """One of the streams of every validation."""
 
     temperature: float
@@ -65,9 +65,7 @@ class Stream:
     @property
     def shown_as(self) -> str:
         """On the dashboards, where a point would begin a part of a name."""
-        if self.prompt is None:
-            return f"samples/{self.name.replace('.', '_')}"
-        return f"samples/{self.name}-continued"
+        return f"samples/{self.name.replace('.', '_')}{'' if self.prompt is None else '-continued'}"
 
     @property
     def title(self) -> str:
@@ -77,7 +75,7 @@ class Stream:
         return f"continuation of prompt {self.prompt}, temperature {self.temperature:g}"
 
 
-class Samples(pl.Callback):
+class Samples(StepCallback):
     """Generates audio at each validation, all streams in one batch.
 
     Streams have fixed seeds and prompts, so that from one validation to the next only the model changes.
@@ -115,7 +113,7 @@ class Samples(pl.Callback):
         self._seconds_per_sample: float | None = None
         self._cannot_draw = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def before_training(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """What does not change is written and shown once."""
         if self.config.num == 0 or not trainer.is_global_zero:
             return
@@ -124,29 +122,24 @@ class Samples(pl.Callback):
         for number, prompt in enumerate(self.prompts):
             sounds[f"prompt{number}"], sounds[f"prompt{number}-truth"] = prompt.audio, prompt.truth
             self._write_json(f"prompt{number}", {"file": prompt.path, "start_seconds": prompt.start_seconds})
-        for name, audio in sounds.items():
-            self._write_audio(name, audio)
+        files = {f"samples/{name}": self._write_audio(name, audio) for name, audio in sounds.items()}
         for dashboard in self.dashboards:
             if dashboard.is_new:
-                for name, audio in sounds.items():
-                    dashboard.show_audio(f"samples/{name}", audio, self.sample_rate, 0)
+                dashboard.show(files, [], 0)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def after_validation(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Generate, as much as there is time for."""
-        assert isinstance(pl_module, TrainingModule)
-        if self.config.num == 0 or not trainer.is_global_zero:
-            return
-        if not math.isfinite(pl_module.validation_bits):
+        if self.config.num == 0 or not trainer.is_global_zero or not math.isfinite(module.validation_bits):
             return
         num_samples = round(self.config.duration * self.sample_rate)
         block = min(num_samples, round(BLOCK_SECONDS * self.sample_rate))
         if not trainer.should_stop:
             if self._seconds_per_sample is None:  # the first time, try how long a block takes;
-                self._generate(pl_module, block)  # compiles the engine, once on a machine: not our time
-                self._timed(lambda: self._generate(pl_module, block), block)
-            num_samples = min(num_samples, self._affordable(pl_module.clock.seconds))
+                self._generate(module, block)  # compiles the engine, once on a machine: not our time
+                self._timed(lambda: self._generate(module, block), block)
+            num_samples = min(num_samples, self._affordable(module.clock.seconds))
         if num_samples >= block:
-            self._timed(lambda: self._store(trainer, pl_module, num_samples), num_samples)
+            self._timed(lambda: self._store(trainer.global_step, module, num_samples), num_samples)
 
     def _affordable(self, train_seconds: float) -> int:
         """Samples per stream that fit into the share of the time so far that is not used up."""
@@ -166,13 +159,6 @@ class Samples(pl.Callback):
     def _generate(self, module: TrainingModule, num_samples: int) -> tuple[Generator, NDArray[np.int16]]:
         """The model, ready to play, and all streams, int16 ``[streams, num_samples]``."""
         weights = {name: value.detach() for name, value in module.evaluated.state_dict().items()}
-        checkpoint = Checkpoint(
-            config=module.config,
-            weights=weights,
-            gain=self.facts.gain,
-            pair_counts=self.facts.pair_counts,
-            split=self.facts.split,
-        )
         silence = Prompt.of_samples(np.zeros(0, np.int16))
         heard = [Prompt.of_samples(prompt.audio) for prompt in self.prompts]
         request = Request(
@@ -183,73 +169,56 @@ class Samples(pl.Callback):
             prompts=tuple(silence if each.prompt is None else heard[each.prompt] for each in self.streams),
             on_trap="off",
         )
-        generator = Generator(checkpoint)
+        generator = Generator(replace(self.facts, weights=weights))
         playback = generator.stream(request)
         started = time.monotonic()
         audio = np.concatenate(list(playback), axis=1)
         self._streaming_seconds = time.monotonic() - started
         return generator, audio
 
-    def _store(self, trainer: pl.Trainer, module: TrainingModule, num_samples: int) -> None:
+    def _store(self, step: int, module: TrainingModule, num_samples: int) -> None:
         """Generate, write and show."""
         generator, audio = self._generate(module, num_samples)
-        step, bits = trainer.global_step, module.validation_bits
+        bits = module.validation_bits
+        files: dict[str, Path] = {}
+        grid = []
         for stream, samples in zip(self.streams, audio, strict=True):
             name = f"step-{step:07d}-{stream.name}"
-            about = {"step": step, "validation_bits_per_sample": bits, **self._about(stream)}
-            self._write_audio(name, samples)
+            files[stream.shown_as] = file = self._write_audio(name, samples)
+            about = {
+                "step": step,
+                "validation_bits_per_sample": bits,
+                "kind": "free" if stream.prompt is None else "continuation",
+                "temperature": stream.temperature,
+                "seed": self.config.seed,
+                "stream": stream.number,
+                "prompt": stream.prompt,
+            }
             self._write_json(name, {**about, **self._measured(generator, samples)})
+            settings = stream.temperature, self.config.seed, stream.number, stream.prompt
+            grid.append(GridStream(step, stream.title, *settings, file))
         try:
-            self._draw(generator, audio, step, f"after {step} steps, {bits:.3f} bits: ")
+            figures = self._draw(generator, audio, f"after {step} steps, {bits:.3f} bits: ")
+            for name, (suffix, figure) in figures.items():
+                files[f"samples/{name}"] = file = self.folder / f"step-{step:07d}{suffix}.png"
+                storage.write_bytes(file, plots.png(figure))
         except UserError as error:  # a library that draws does not load; audio is there all the same
             if not self._cannot_draw:
-                print(error, file=sys.stderr, flush=True)
+                say(str(error))
             self._cannot_draw = True
-        cells = [
-            GridStream(
-                stream.title, stream.temperature, self.config.seed, stream.number, stream.prompt, samples
-            )
-            for stream, samples in zip(self.streams, audio, strict=True)
-        ]
         for dashboard in self.dashboards:
-            for stream, samples in zip(self.streams, audio, strict=True):
-                dashboard.show_audio(stream.shown_as, samples, self.sample_rate, step)
-            dashboard.show_grid("samples/grid", cells, self.sample_rate, step)
-
-    def _draw(self, generator: Generator, audio: NDArray[np.int16], step: int, when: str) -> None:
-        """Write and show the pictures of all streams, ``[streams, T]``. Raises UserError."""
-        pictures = {
-            "spectrograms": ("", self._spectrograms(audio, when)),
-            "codes": ("-codes", self._codes(generator, audio)),
-            "spectrum": ("-spectrum", self._spectra(audio)),
-        }
-        for shown_as, (suffix, figure) in pictures.items():
-            picture = plots.png(figure)
-            file = self.folder / f"step-{step:07d}{suffix}.png"
-            storage.write_bytes(file, picture)
-            for dashboard in self.dashboards:
-                dashboard.show_picture(f"samples/{shown_as}", picture, step)
-
-    def _about(self, stream: Stream) -> dict[str, Any]:
-        return {
-            "kind": "free" if stream.prompt is None else "continuation",
-            "temperature": stream.temperature,
-            "seed": self.config.seed,
-            "stream": stream.number,
-            "prompt": stream.prompt,
-        }
+            dashboard.show(files, grid, step)
 
     def _measured(self, generator: Generator, audio: NDArray[np.int16]) -> dict[str, Any]:
         """What a stream, int16 ``[T]``, is like."""
         rate, hop = self.sample_rate, generator.in_frames(HOP_SECONDS)
         # A frame may be longer than what a guard hears at a time.
         traps = traps_in(audio, generator.expected, rate, hop) if 0.1 <= hop / rate <= 0.5 else []
+        distance = spectral_distance(long_term_spectrum(audio, rate), self._target)
         return {
             "seconds": len(audio) / rate,
             "level_db": round(level_db(audio), 2),
-            "spectral_distance_db": round(
-                spectral_distance(long_term_spectrum(audio, rate), self._target), 2
-            ),
+            "spectral_distance_db": round(distance, 2),
             "traps": [
                 {
                     "kind": trap.kind,
@@ -261,48 +230,43 @@ class Samples(pl.Callback):
             ],
         }
 
-    def _spectrograms(self, audio: NDArray[np.int16], when: str) -> Figure:
-        """Of all streams, ``[streams, T]``, of how the recordings go on, and of held-out audio."""
+    def _draw(
+        self, generator: Generator, audio: NDArray[np.int16], when: str
+    ) -> dict[str, tuple[str, Figure]]:
+        """Pictures of all streams, ``[streams, T]``, each with the suffix of its file. Raises UserError."""
         length, clips = audio.shape[1], {}
+        free: dict[str, list[NDArray[np.int16]]] = {}
         for stream, samples in zip(self.streams, audio, strict=True):
             clips[when + stream.title] = samples
-            if stream.prompt is not None:
+            if stream.prompt is None:
+                free.setdefault(f"temperature {stream.temperature:g}", []).append(samples)
+            else:
                 truth = self.prompts[stream.prompt].truth
                 clips[f"how the recording of prompt {stream.prompt} goes on"] = truth[:length]
-        return plots.spectrograms({**clips, "held-out recording": self.recording[:length]}, self.sample_rate)
-
-    def _codes(self, generator: Generator, audio: NDArray[np.int16]) -> Figure:
-        found = {
-            title: np.bincount(generator.codec.encode(samples), minlength=len(self.facts.pair_counts))
-            for title, samples in self._by_temperature(audio).items()
-        }
-        return plots.code_histograms(self.facts.pair_counts.sum(axis=0), found)
-
-    def _spectra(self, audio: NDArray[np.int16]) -> Figure:
-        found = {
-            title: long_term_spectrum(samples, self.sample_rate)
-            for title, samples in self._by_temperature(audio).items()
-        }
-        return plots.long_term_spectra(mel_edges(self.sample_rate), self._target, found)
-
-    def _by_temperature(self, audio: NDArray[np.int16]) -> dict[str, NDArray[np.int16]]:
-        """The streams of free generation behind each other, int16 ``[n]`` for each temperature."""
-        free = [
-            (stream.temperature, samples)
-            for stream, samples in zip(self.streams, audio, strict=True)
-            if stream.prompt is None
-        ]
+        clips["held-out recording"] = self.recording[:length]
+        known = self.facts.pair_counts.sum(axis=0)
+        codes, spectra = {}, {}
+        for title, streams in free.items():
+            together = np.concatenate(streams)
+            codes[title] = np.bincount(generator.codec.encode(together), minlength=len(known))
+            spectra[title] = long_term_spectrum(together, self.sample_rate)
+        edges = mel_edges(self.sample_rate)
         return {
-            f"temperature {wanted:g}": np.concatenate([samples for each, samples in free if each == wanted])
-            for wanted in self.config.temperatures
+            "spectrograms": ("", plots.spectrograms(clips, self.sample_rate)),
+            "codes": ("-codes", plots.code_histograms(known, codes)),
+            "spectrum": ("-spectrum", plots.long_term_spectra(edges, self._target, spectra)),
         }
 
-    def _write_audio(self, name: str, audio: NDArray[np.int16]) -> None:
-        def write(partial: Path) -> None:
-            with FileSink(partial, self.sample_rate, len(audio)) as sink:
+    def _write_audio(self, name: str, audio: NDArray[np.int16]) -> Path:
+        """Write a WAV file; returns where it is."""
+
+        def write(draft: Path) -> None:
+            with FileSink(draft, self.sample_rate, len(audio)) as sink:
                 sink.write(audio)
 
         storage.write_whole(self.folder / f"{name}.wav", write)
+        return self.folder / f"{name}.wav"
 
     def _write_json(self, name: str, facts: dict[str, Any]) -> None:
+        """Write what the file of a sound says."""
         storage.write_text(self.folder / f"{name}.json", json.dumps(facts, indent=2) + "\n")

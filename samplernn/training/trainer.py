@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,16 @@ from samplernn.config import Config, UserError
 from samplernn.training.precision import precision
 from samplernn.training.processes import launch
 
+_SILENT: dict[str, Any] = {
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Options of a Trainer whose checkpoints and progress bar are ours."""
+
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes where it is told to, and until it is on the disk.
+    """Writes a checkpoint, whole or not at all, beside its place and until it is on the disk.
 
     Lightning's own makes a copy in memory, writes that to the folder for temporary files, which may be
     small, and moves it from there.
@@ -34,21 +40,13 @@ class CheckpointFile(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Raises OSError, with the path, if it cannot be written; then nothing is left of it."""
-        storage.patiently(lambda: _save(checkpoint, Path(path)))
-
-
-def _save(checkpoint: dict[str, Any], path: Path) -> None:
-    try:
-        with path.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch hides the first in the second
-        path.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError):
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
-        raise
+        try:
+            storage.write_to_disk(Path(path), lambda file: torch.save(checkpoint, file))
+        except (OSError, RuntimeError) as error:  # torch hides the first in the second
+            cause = error if isinstance(error, OSError) else error.__context__
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
+            raise
 
 
 def make_trainer(
@@ -66,7 +64,7 @@ def make_trainer(
             accelerator=options.accelerator,
             devices=devices,
             num_nodes=num_nodes,
-            strategy=_strategy(config, devices, num_nodes),
+            strategy=_strategy(config, _count(config, devices) * num_nodes),
             precision=precision(config),
             max_epochs=-1,
             gradient_clip_val=options.gradient_clip_val,
@@ -78,10 +76,8 @@ def make_trainer(
             callbacks=callbacks,
             logger=loggers or False,
             plugins=[CheckpointFile(), *_environment()],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
             use_distributed_sampler=False,
+            **_SILENT,
         )
     except UserError:
         raise
@@ -99,24 +95,24 @@ def _devices(config: Config) -> tuple[int | str, int]:
         UserError: the configuration contradicts the launcher.
     """
     options, started = config.trainer, launch()
-    devices = options.devices
     if started is None:
         if options.num_nodes > 1:
             raise UserError(
                 f"trainer.num_nodes {options.num_nodes}: start one process per device with torchrun or srun "
                 "(see README), which then also says how many machines there are"
             )
-        if devices == "auto":  # all, unless the lanes cannot be shared out evenly to so many
-            found, lanes = _count(config, "auto"), config.data.batch_size
-            devices = next(n for n in range(found, 0, -1) if lanes == "auto" or lanes % n == 0)
-        return devices, 1
-    if devices == "auto":
-        devices = started.devices
+        if options.devices != "auto":
+            return options.devices, 1
+        # All, unless the lanes cannot be shared out evenly to so many.
+        found, lanes = _count(config, "auto"), config.data.batch_size
+        return next(n for n in range(found, 0, -1) if lanes == "auto" or lanes % n == 0), 1
+    devices = started.devices if options.devices == "auto" else options.devices
     num_nodes = options.num_nodes if options.num_nodes > 1 else started.num_nodes
-    if _count(config, devices) * num_nodes != started.world_size:
+    needed = _count(config, devices) * num_nodes
+    if needed != started.world_size:
         raise UserError(
             f"{started.world_size} processes were started, but trainer.devices {options.devices} on "
-            f"{num_nodes} machines need {_count(config, devices) * num_nodes}: leave trainer.devices out"
+            f"{num_nodes} machines need {needed}: leave trainer.devices out"
         )
     return devices, num_nodes
 
@@ -129,16 +125,15 @@ def _environment() -> list[Any]:
     return [LightningEnvironment()] if launch() is None else []
 
 
-def _strategy(config: Config, devices: int | str, num_nodes: int) -> DDPStrategy | str:
+def _strategy(config: Config, world_size: int) -> DDPStrategy | str:
     """DDP among several processes.
 
     Raises:
         UserError: the lanes cannot be shared out evenly.
     """
-    world_size = _count(config, devices) * num_nodes
+    lanes = config.data.batch_size
     if world_size == 1:
         return "auto"
-    lanes = config.data.batch_size
     if lanes != "auto" and lanes % world_size:
         raise UserError(
             f"data.batch_size {lanes} cannot be shared out evenly to {world_size} devices: "
@@ -151,23 +146,15 @@ def _strategy(config: Config, devices: int | str, num_nodes: int) -> DDPStrategy
 
 def _count(config: Config, devices: int | str) -> int:
     """How many devices of this machine Lightning takes that for."""
-    probe = pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=devices,
-        plugins=_environment(),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    return probe.num_devices
+    options: dict[str, Any] = {"accelerator": config.trainer.accelerator, "devices": devices}
+    return pl.Trainer(**options, plugins=_environment(), logger=False, **_SILENT).num_devices
 
 
-def quiet() -> None:
+def silence_lightning() -> None:
     """Silence Lightning's notes that do not concern our user."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # With weight norm, cuDNN's weights are made anew in each step.
-    warnings.filterwarnings("ignore", message=".*not part of single contiguous chunk of memory.*")
+    for message in (".*LeafSpec.*", ".*not part of single contiguous chunk of memory.*"):
+        warnings.filterwarnings("ignore", message=message)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sized
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 from samplernn.audio.corpus import Corpus
 from samplernn.audio.lanes import training_lanes
@@ -17,7 +19,7 @@ from samplernn.model.codec import Codec
 from samplernn.model.network import SampleRNN
 from samplernn.training.data import LaneLoader
 from samplernn.training.module import TrainingModule
-from samplernn.training.trainer import make_trainer, quiet
+from samplernn.training.trainer import make_trainer, silence_lightning
 
 _STEPS_PER_READING = 10
 """On a GPU, where the host runs ahead of it: waiting for it after each step would slow it down."""
@@ -81,15 +83,33 @@ def train_briefly(config: Config, corpus: Corpus, seconds: float) -> Trial:
     Raises:
         UserError: as `make_trainer`.
     """
-    quiet()
+    silence_lightning()
     pl.seed_everything(config.seed_everything, verbose=False)
     loader = whole_loader(config, corpus)
-    facts = Checkpoint(config, {}, corpus.gain, pair_counts=np.zeros((0, 0), np.int64), split={})
-    module = TrainingModule(facts, planned_steps_per_epoch=len(loader))
-    timing = _Timing(seconds)
-    trainer = make_trainer(config, [timing])
+    module = trial_module(config, corpus, loader)
+    watches: list[Stopwatch] = []
+
+    def begin(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        watches.append(Stopwatch(module.device, seconds))
+
+    def after_batch(trainer: pl.Trainer, *others: Any) -> None:
+        trainer.should_stop |= watches[0].step_done()
+
+    trainer = make_trainer(config, [LambdaCallback(on_train_start=begin, on_train_batch_end=after_batch)])
     trainer.fit(module, train_dataloaders=loader)
-    return Trial(module.model, timing.step_seconds, str(trainer.precision))
+    return Trial(module.model, watches[0].step_seconds, str(trainer.precision))
+
+
+def trial_module(config: Config, corpus: Corpus, steps: Sized) -> TrainingModule:
+    """A module that trains on a corpus without being that of a run: split and baselines stay unknown.
+
+    Args:
+        config: of the model and its training.
+        corpus: gives the gain.
+        steps: of an epoch; their number counts.
+    """
+    facts = Checkpoint(config, {}, corpus.gain, pair_counts=np.zeros((0, 0), np.int64), split={})
+    return TrainingModule(facts, planned_steps_per_epoch=len(steps))
 
 
 def whole_loader(config: Config, corpus: Corpus) -> LaneLoader:
@@ -101,25 +121,5 @@ def whole_loader(config: Config, corpus: Corpus) -> LaneLoader:
 
 def device_of(config: Config) -> torch.device:
     """Where a run of one process would train."""
-    quiet()
+    silence_lightning()
     return make_trainer(config).strategy.root_device
-
-
-class _Timing(pl.Callback):
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._watch: Stopwatch | None = None
-
-    @property
-    def step_seconds(self) -> list[float]:
-        return self._watch.step_seconds if self._watch else []
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._watch = Stopwatch(pl_module.device, self._seconds)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert self._watch is not None
-        if self._watch.step_done():
-            trainer.should_stop = True

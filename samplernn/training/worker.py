@@ -16,29 +16,22 @@ def main() -> int:
     """Train; returns the exit code, and leaves a line about a failure in the run's folder."""
     let_everything_be_printed()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until training starts there is nothing to save
-    from samplernn.training import run
+    from samplernn.training import processes, run
     from samplernn.training.callbacks import Interrupted
-    from samplernn.training.processes import (
-        PEER_LOST,
-        USER_ERROR,
-        ProcessDied,
-        error_file,
-        taking_leave,
-    )
 
-    said = error_file(Path(sys.argv[1]), int(os.environ["RANK"]))
+    said = processes.error_file(Path(sys.argv[1]), int(os.environ["RANK"]))
     task = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        with taking_leave():
+        with processes.leaving_together():
             run.work(task)
     except Interrupted as interrupted:
         return 128 + interrupted.signal_number
     except UserError as error:
         said.write_text(str(error), "utf-8")
-        return USER_ERROR
-    except ProcessDied:
-        return PEER_LOST
+        return processes.USER_ERROR
+    except processes.ProcessDied:
+        return processes.PEER_LOST
     except Exception as error:
         said.write_text(" ".join(f"{type(error).__name__}: {error}".split()), "utf-8")
         raise

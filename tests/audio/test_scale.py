@@ -48,6 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return _corpus(tmp_path_factory.mktemp("large"), FILES)
 
 
+@pytest.mark.slow
 def test_a_start_takes_little_memory_per_file(corpus: Corpus) -> None:
     """Two segments per file; the manifest itself is not counted."""
     tracemalloc.start()
@@ -62,6 +63,7 @@ def test_a_start_takes_little_memory_per_file(corpus: Corpus) -> None:
     assert peak / FILES < 1000
 
 
+@pytest.mark.slow
 def test_a_chunk_costs_no_more_memory_than_its_samples(corpus: Corpus) -> None:
     lanes = training_lanes(corpus, locate(corpus, split(corpus, 0).train), DATA, seed=0)
     chunks = lanes.chunks(epoch=0)
@@ -78,6 +80,7 @@ def test_a_chunk_costs_no_more_memory_than_its_samples(corpus: Corpus) -> None:
     assert kept < 3 * one + shards.MAX_OPEN_SHARDS * 4000
 
 
+@pytest.mark.slow
 def test_lanes_are_evenly_filled_whatever_the_number_of_files(corpus: Corpus) -> None:
     lanes = training_lanes(corpus, locate(corpus, split(corpus, 0).train), DATA, seed=0)
     chunks = sum(-(-(segment.stop - segment.start) // 512) for segment in lanes.segments)

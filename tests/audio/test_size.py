@@ -13,6 +13,7 @@ import pytest
 import soundfile as sf
 
 import samplernn
+from tests.conftest import slow
 
 ROOT = Path(next(iter(samplernn.__path__))).parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -25,6 +26,8 @@ def limit_open_files(when):
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
 limit_open_files("early")
+from tests.conftest import slow
+from tests.conftest import slow
 from samplernn.audio import lanes
 from samplernn.audio.corpus import locate, prepare, split
 from samplernn.config import DataConfig
@@ -137,7 +140,7 @@ def test_a_file_beyond_four_gibibytes_is_read_to_its_end(tmp_path: Path, contain
     assert found["decoding"] < LIMIT
 
 
-@pytest.mark.parametrize("count", [2500, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [*map(slow, [2500, 10_000])])
 def test_thousands_of_tiny_files_need_few_open_files(tmp_path: Path, count: int) -> None:
     """64 of them; a system's default is 256 or more."""
     audio = tmp_path / "audio"

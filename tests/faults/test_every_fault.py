@@ -143,7 +143,7 @@ def test_each_fault_is_named_and_the_rest_is_used(
     assert HANGS in said_by_train
 
 
-@pytest.mark.fault("SIGTERM while such a folder is looked through", "the command ends", few=2, many=20)
+@pytest.mark.fault("SIGTERM while such a folder is looked through", "the command ends", few=1, many=20)
 def test_sigterm_ends_it_at_any_moment(
     folder: Path, tmp_path: Path, environment: dict[str, str], times: int, rng: np.random.Generator
 ) -> None:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from numba import njit
 
 from samplernn.config import ModelConfig
-from samplernn.generation.engines import cpu_program, open_engine
+from samplernn.generation.engines import cpu_draw, cpu_math, cpu_program, open_engine
 from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace, sharings
-from samplernn.generation.engines.cpu_kernels import PER_STEP, ROWS, STEPS, dot_instruction, matrix_product
+from samplernn.generation.engines.cpu_kernels import PER_STEP, STEPS, dot_instruction, matrix_product
+from samplernn.generation.engines.cpu_plan import ROWS
 from samplernn.generation.engines.cpu_weights import pack, to_bfloat16
 from samplernn.generation.sampling import draw
 from samplernn.model.checkpoint import load
@@ -69,10 +70,10 @@ def test_a_packed_product_is_the_product(dtype: str, dot: str, streams: int) -> 
 
 def test_the_exponential_is_good_to_float32_and_does_not_overflow() -> None:
     x = np.linspace(-86.9, 87.9, 20001).astype(np.float32)
-    y = np.array([cpu_program.exp(value) for value in x])
+    y = np.array([cpu_math.exp(value) for value in x])
     np.testing.assert_allclose(y, np.exp(x.astype(np.float64)), rtol=3e-7)
-    assert 0 < cpu_program.exp(np.float32(-1e9)) < 1e-37
-    assert cpu_program.exp(np.float32(1e9)) > 1e38
+    assert 0 < cpu_math.exp(np.float32(-1e9)) < 1e-37
+    assert cpu_math.exp(np.float32(1e9)) > 1e38
 
 
 @settings(deadline=None, max_examples=60)
@@ -91,7 +92,7 @@ def test_a_code_is_drawn_as_by_the_reference(seed: int, temperature: float, top_
     expected = draw(*columns)[:, 0]
     room = np.empty(37, np.float32)
     drawn = [
-        cpu_program.draw(row, filters, inverse[0], uniform[0], room)
+        cpu_draw.draw(row, filters, inverse[0], uniform[0], room)
         for row, filters, inverse, uniform in zip(
             logits, arrays.filters, arrays.inverse_temperatures(), uniforms, strict=True
         )

@@ -20,6 +20,7 @@ from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import EngineState
 from samplernn.generation.engines.reference import ReferenceEngine
 from samplernn.model.network import SampleRNN
+from tests.conftest import slow
 from tests.generation.drawing import draws
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -55,10 +56,15 @@ def _teacher_forced(model: SampleRNN, codes: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
 
 
-@pytest.mark.parametrize("num", [1, 3], ids=["alone", "three"])
+@pytest.mark.parametrize("num", [1, slow(3)], ids=["alone", "three"])
 @pytest.mark.parametrize(
     ("frame_sizes", "rnn", "dim", "n_rnn"),
-    [((8, 2), "gru", 20, 2), ((12, 4, 2), "lstm", 64, 1), ((4,), "lstm", 70, 2), ((3, 1), "gru", 128, 1)],
+    [
+        pytest.param((8, 2), "gru", 20, 2, marks=pytest.mark.slow),
+        pytest.param((12, 4, 2), "lstm", 64, 1, marks=pytest.mark.slow),
+        ((4,), "lstm", 70, 2),
+        pytest.param((3, 1), "gru", 128, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_stepping_equals_teacher_forcing(
     cuda: ModuleType, frame_sizes: tuple[int, ...], rnn: str, dim: int, n_rnn: int, num: int
@@ -72,12 +78,12 @@ def test_stepping_equals_teacher_forcing(
     torch.testing.assert_close(torch.cat(parts, dim=1), _teacher_forced(model, codes), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("is_pair", "is_masked"), [(False, False), (False, True), (True, False)])
-def test_a_linear_layer_in_tiles_of_any_shape(cuda: ModuleType, is_pair: bool, is_masked: bool) -> None:
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_linear_layer_with_and_without_rows_that_count(cuda: ModuleType, is_masked: bool) -> None:
     num, num_rows, inputs, columns, width = 50, 64, 128, 96, 48
     x, weights, biases = torch.randn(num_rows, inputs), torch.randn(columns, inputs), torch.randn(columns)
     out = torch.zeros(columns // width, num_rows, width)
-    shape = {"BM": 16, "BN": 16, "BK": 16, "STAGES": 2, "IS_MASKED": is_masked, "IS_PAIR": is_pair}
+    shape = {"BM": 16, "BN": 16, "BK": 16, "STAGES": 2, "IS_MASKED": is_masked}
     cuda.cuda_kernels.linear[(1,)](
         x, weights, biases, out, num, num_rows, columns, width, inputs, True, **shape
     )
@@ -109,7 +115,7 @@ def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("bfloat16_products")
-@pytest.mark.parametrize("num", [1, 5], ids=["alone", "five"])
+@pytest.mark.parametrize("num", [slow(1), slow(5)], ids=["alone", "five"])
 def test_bfloat16_is_close_to_the_network(cuda: ModuleType, num: int) -> None:
     model = _model((4, 2), n_rnn=1)
     codes = torch.randint(33, (num, 16))
@@ -122,7 +128,12 @@ def test_bfloat16_is_close_to_the_network(cuda: ModuleType, num: int) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0.0}, {"temperature": 0.9, "top_k": 5}, {"temperature": 1.1, "top_p": 0.8}],
+    [
+        slow({}),
+        slow({"temperature": 0.0}),
+        {"temperature": 0.9, "top_k": 5},
+        slow({"temperature": 1.1, "top_p": 0.8}),
+    ],
     ids=["plain", "greedy", "top-k", "top-p"],
 )
 def test_the_same_numbers_draw_the_same_codes_as_in_the_reference(
@@ -139,6 +150,7 @@ def test_the_same_numbers_draw_the_same_codes_as_in_the_reference(
         assert torch.equal(torch.cat(codes, dim=1), torch.cat(expected, dim=1))
 
 
+@pytest.mark.slow
 def test_each_stream_has_its_own_temperature_at_each_sample(cuda: ModuleType) -> None:
     model = _model((2,), n_rnn=1)
     temperatures = np.array([[0, 0, 1, 1], [2, 0, 0, 0.5]], np.float32)
@@ -149,6 +161,7 @@ def test_each_stream_has_its_own_temperature_at_each_sample(cuda: ModuleType) ->
     assert torch.equal(*drawn)
 
 
+@pytest.mark.slow
 def test_a_long_call_is_several_launches_of_the_same_stream(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,13 +170,14 @@ def test_a_long_call_is_several_launches_of_the_same_stream(
     engine.start(3)
     expected = engine.advance(arrays)
     scores = engine.score(codes)
-    monkeypatch.setattr(cuda, "_PER_LAUNCH", 5)  # samples: two largest frames, then one
-    monkeypatch.setattr(cuda, "_AT_ONCE", 2)  # streams
+    monkeypatch.setattr(cuda, "_SAMPLES_PER_LAUNCH", 5)  # samples: two largest frames, then one
+    monkeypatch.setattr(cuda, "_STREAMS_AT_ONCE", 2)  # streams
     engine.start(3)
     assert torch.equal(engine.advance(arrays), expected)
     torch.testing.assert_close(engine.score(codes), scores)
 
 
+@pytest.mark.slow
 def test_a_state_goes_on_where_it_was_taken(cuda: ModuleType) -> None:
     engine = cuda.CudaEngine(_model((4, 2), rnn="lstm", n_rnn=1), "float32")
     arrays = draws(4, 5, (4, 7))
@@ -179,6 +193,7 @@ def test_a_state_goes_on_where_it_was_taken(cuda: ModuleType) -> None:
     assert torch.equal(engine.advance(draws(4, 5, (7, 4))), expected[[1, 0]])
 
 
+@pytest.mark.slow
 def test_prefill_hears_what_score_hears(cuda: ModuleType) -> None:
     engine = cuda.CudaEngine(_model(n_rnn=1), "float32")
     codes = torch.randint(33, (24,))
@@ -215,7 +230,7 @@ def _run_block(block: int, blocks: int, arguments: dict[str, Any]) -> None:
     cuda_program.advance[(1,)](**arguments)
 
 
-@pytest.mark.parametrize("num", [1, 18], ids=["alone", "eighteen"])
+@pytest.mark.parametrize("num", [1, slow(18)], ids=["alone", "eighteen"])
 def test_blocks_that_run_at_the_same_time_wait_for_each_other(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch, num: int
 ) -> None:
@@ -279,6 +294,7 @@ for variant in sys.argv[4:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "blocks", "shared", "variants"),
     [
@@ -326,10 +342,6 @@ def test_all_units_and_codes_have_a_block_where_one_stream_is_alone(cuda: Module
                 assert shapes.BN_OUT * blocks >= codes
                 assert dim % shapes.BN == codes % shapes.BN_OUT == dim % shapes.BN_UP == dim % shapes.BK == 0
                 assert dim // 4 % shapes.BK_QUARTER == 0
-                assert not shapes.IS_PAIR
-                many = cuda.tiles(5000, dim, codes, blocks, torch.bfloat16, 0)
-                assert many.IS_PAIR
-                assert many.rows == 64
     assert not cuda.tiles(1, 320, 256, 132, torch.bfloat16, 0).IS_ALONE  # a quarter is no power of two
     assert not cuda.tiles(1, 2048, 256, 20, torch.bfloat16, 101376).IS_ALONE  # too much to keep in a block
 
@@ -346,30 +358,44 @@ def test_without_a_gpu_the_cuda_engine_says_so_and_auto_takes_another(
     assert "GPU" not in capsys.readouterr().err  # nothing is missing
 
 
-def test_a_gpu_that_is_too_old_is_not_used_and_a_line_says_why(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gpu_that_is_too_old_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
-    assert open_engine(_model()).name == "cpu"
-    line = capsys.readouterr().err.splitlines()[0]
-    assert line.startswith("engine cpu, although there is a GPU: Tesla V100 is older than Ampere")
+    with pytest.raises(UserError, match="cannot run here: Tesla V100 is older than Ampere"):
+        open_engine(_model(), "cuda")
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch\nmore")
+
+
+def test_auto_leaves_the_cuda_engine_alone_until_it_has_run_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "without_cuda", lambda: "")
+    monkeypatch.setattr(engines, "_opened", lambda model, name, *rest: name)
+    assert open_engine(_model()) == "cpu"
+    assert capsys.readouterr().err == ""
+    assert open_engine(_model(), "cuda") == "cuda"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("engine cuda is an experiment: it has not run on a GPU before")
+    monkeypatch.setattr(engines, "CUDA_HAS_RUN_ON_A_GPU", True)
+    assert open_engine(_model()) == open_engine(_model(), "cuda") == "cuda"
+    assert open_engine(_model(rnn="mingru")) == open_engine(_model(), dtype="int8") == "cpu"
+    assert capsys.readouterr().err == ""
 
 
 def test_a_gpu_on_which_the_engine_fails_is_not_used_and_a_line_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch\nmore")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(engines, "CUDA_HAS_RUN_ON_A_GPU", True)
     monkeypatch.setattr(engines, "without_cuda", lambda: "")
-    monkeypatch.setattr(engines, "_opened", lambda model, name, *rest: fail() if name == "cuda" else name)
+    monkeypatch.setattr(engines, "_opened", lambda model, name, *rest: _fail() if name == "cuda" else name)
     assert open_engine(_model()) == "cpu"
     assert capsys.readouterr().err == (
-        "engine cpu, although there is a GPU: engine cuda fails on it "
-        "(RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch)\n"
+        "engine cpu, although there is a GPU: engine cuda fails on this GPU "
+        "(RuntimeError: Triton Error [CUDA]: too many blocks in cooperative launch); use engine cpu\n"
     )
 
 
@@ -383,18 +409,15 @@ def test_a_program_that_computes_something_else_is_refused(
     with pytest.raises(RuntimeError, match=r"depends on its neighbours|out of range"):
         engine._try()
     engine._packed.tensors["hidden_weights"][:] = 0
-    with pytest.raises(RuntimeError, match="surprise is off by"):
+    with pytest.raises(RuntimeError, match="negative log-likelihood is off by"):
         engine._try()
 
 
 def test_who_asks_for_an_engine_that_fails_hears_why_in_one_line(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch\nmore")
-
     monkeypatch.setattr(engines, "without_cuda", lambda: "")
-    monkeypatch.setattr(cuda, "CudaEngine", fail)
+    monkeypatch.setattr(cuda, "CudaEngine", _fail)
     with pytest.raises(UserError, match=r"too many blocks in cooperative launch.; use engine cpu"):
         open_engine(_model(), "cuda")
 

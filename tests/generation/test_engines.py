@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from samplernn.config import CELLS, ModelConfig, UserError
+from samplernn.generation import engines
 from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import PREFILL_CHUNK, Engine, EngineState
 from samplernn.generation.engines.reference import grouping
@@ -20,8 +21,8 @@ TIERS = [(4,), (8, 2), (12, 4, 2)]
 ENGINES = [("reference", "float32"), ("cpu", "float32"), ("cpu", "bfloat16"), ("cpu", "int8")]
 ON_GPU = [("cuda", "float32"), ("cuda", "bfloat16")]  # interpreted on the CPU: tests/generation/test_cuda.py
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
-SERVED = tuple(rnn for rnn in CELLS if rnn != "gru-reset-before")
-"""Cells of the fused engines."""
+SERVED = engines.CELLS["cpu"]
+"""Cells of the fused engine; a cell that nobody has thought of yet is not among them."""
 OPTIONS: list[dict[str, Any]] = [{}, {"skip_connections": True}]
 generic = pytest.mark.parametrize(
     ("rnn", "options"),
@@ -256,6 +257,19 @@ def test_a_fused_engine_says_what_it_does_not_serve(options: dict[str, Any]) -> 
         UserError, match=r"engine cpu has no (cell gru-reset-before|skip connections): use engine ref"
     ):
         open_engine(model, "cpu")
+
+
+def test_the_fused_engines_serve_cells_that_there_are() -> None:
+    assert set(engines.CELLS["cuda"]) < set(SERVED) < set(CELLS)
+    assert "gru-reset-before" not in SERVED  # a second product in the middle of a step
+
+
+def test_a_cell_that_no_engine_lists_is_for_the_generic_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "CELLS", {"cuda": (), "cpu": ()})
+    assert open_engine(_model(rnn="mingru")).name == "reference"
+    assert capsys.readouterr().err == "engine reference, the generic one: engine cpu has no cell mingru\n"
 
 
 @pytest.mark.gpu

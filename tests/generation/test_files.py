@@ -32,6 +32,7 @@ from samplernn.generation.snapshots import Snapshot
 from samplernn.generation.stream import stream
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.signals import ENDING, Handlers
+from tests.conftest import slow
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_impossible_requests_are_refused(
         generate(checkpoint, tmp_path / "x.wav", **bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, *map(slow, [signal.SIGTERM, signal.SIGHUP])])
 def test_an_ended_process_leaves_a_file_that_plays(
     trained_run: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -211,7 +212,7 @@ def test_an_ended_process_leaves_a_file_that_plays(
 # -- the same again ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("suffix", ["wav", *map(slow, ["flac", "ogg"])])
 def test_a_sidecar_and_the_file_itself_make_it_again(
     checkpoint: Checkpoint, clips: Path, tmp_path: Path, suffix: str
 ) -> None:
@@ -412,7 +413,8 @@ def _command(trained_run: Path, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "samplernn", "generate", str(trained_run), *map(str, arguments)]
 
 
-@pytest.mark.parametrize("batches", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batches", [5])
 def test_kills_leave_files_that_play(
     trained_run: Path, checkpoint: Checkpoint, tmp_path: Path, batches: int
 ) -> None:
@@ -562,6 +564,7 @@ def test_a_closed_pipe_leaves_a_state_that_goes_on_from_what_was_sent(
     assert np.array_equal(rest, whole[now:])
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_a_reader_that_sleeps(trained_run: Path, tmp_path: Path) -> None:
     state = tmp_path / "x.state"
     command = _command(trained_run, "--duration", "inf", "--out", "-", "--save-state", state)
@@ -582,7 +585,7 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("form", ["au", "raw"])
+@pytest.mark.parametrize("form", ["au", slow("raw")])
 def test_a_pipe_gets_the_stream(trained_run: Path, checkpoint: Checkpoint, tmp_path: Path, form: str) -> None:
     command = _command(
         trained_run, "--duration", "1.5", "--out", "-", *(["--format", "raw"] if form == "raw" else [])
@@ -620,7 +623,7 @@ def test_a_reader_that_closes_early_ends_it_in_one_line(
     assert np.array_equal(got, whole[: len(got)])
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("suffix", ["wav", *map(slow, ["flac", "ogg"])])
 def test_a_disk_that_is_full_is_one_line_and_the_file_plays_on(
     trained_run: Path, checkpoint: Checkpoint, small_disk: Path, suffix: str
 ) -> None:

@@ -50,6 +50,7 @@ assert np.array_equal(np.load(sys.argv[2]), rest)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_process_generates_what_its_parent_does(trained_run: Path, tmp_path: Path) -> None:
     """Although the parent's threads, which torch's OpenMP and the engine would wait for, are not there."""

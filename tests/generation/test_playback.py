@@ -75,7 +75,7 @@ def on_trap(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("blocks", [_slow(0.002), 0.0371, _slow(0.25), 3.0])
+@pytest.mark.parametrize("blocks", [_slow(0.002), 0.0371, _slow(0.25), _slow(3.0)])
 def test_a_stream_does_not_depend_on_the_length_of_blocks(
     generator: Generator, whole: dict[str, np.ndarray], on_trap: str, blocks: float
 ) -> None:
@@ -112,6 +112,7 @@ def test_an_interrupted_stream_goes_on_as_if_nothing_had_happened(
     assert np.array_equal(np.concatenate(parts, axis=1), whole[on_trap])
 
 
+@pytest.mark.slow
 def test_a_snapshot_between_blocks_is_as_good_as_one_at_the_end(
     generator: Generator, whole: dict[str, np.ndarray], on_trap: str
 ) -> None:
@@ -264,6 +265,7 @@ def test_where_all_is_a_trap_it_still_comes_to_an_end(checkpoint: Checkpoint) ->
     assert sum(action.startswith("rewound") for action in actions) <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [_slow(0.02), 0.25, _slow(2.0)])
 def test_where_all_is_a_trap_blocks_and_cuts_change_nothing_either(
     checkpoint: Checkpoint, blocks: float
@@ -296,6 +298,7 @@ class _Script:
         return {"position": np.array([self.position])}
 
 
+@pytest.mark.slow
 def test_traps_that_come_again_whatever_is_done_do_not_keep_a_stream_for_ever(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +408,7 @@ def test_threads_may_share_a_generator(generator: Generator) -> None:
     assert all(map(np.array_equal, apart, together))
 
 
+@pytest.mark.slow
 def test_what_is_kept_does_not_grow(generator: Generator) -> None:
     playback = generator.stream(Request(None, streams=(0, 1), temperature=(1.0,), on_trap="rewind"))
     sizes = []

@@ -185,7 +185,8 @@ def test_audio_at_wandb_is_what_was_generated_and_the_picture_is_there(
         assert picture.startswith(b"\x89PNG")
         ours = matplotlib.image.imread(folder / "samples" / f"step-0000006{suffix}.png")
         at_wandb = matplotlib.image.imread(files / media[f"samples/{name}.path"])
-        np.testing.assert_array_equal(at_wandb, ours[..., :3])  # opaque
+        np.testing.assert_array_equal(at_wandb, ours)
+        assert (ours[..., 3:] == 1).all()  # opaque
         (width,) = {row[f"samples/{name}.width"] for row in _rows(records) if f"samples/{name}.width" in row}
         assert width == 900
 
@@ -339,6 +340,7 @@ def test_with_a_server_everything_arrives_the_best_checkpoint_too(
         assert names == {dashboards._run_id(outcome.folder)}
 
 
+@pytest.mark.slow
 def test_a_server_that_vanishes_takes_nothing_with_it(
     alone: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -355,6 +357,7 @@ def test_a_server_that_vanishes_takes_nothing_with_it(
     assert [row[dashboards.STEP] for row in _rows(_records(session)) if "train/lr" in row] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_online_without_a_server_a_run_trains_offline_and_says_why(tmp_path: Path, clips: Path) -> None:
     (tmp_path / "here").mkdir()
     online = {"WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "1"}
@@ -407,6 +410,8 @@ def test_a_failure_inside_wandb_is_said_once_and_nothing_else_happens(
 ) -> None:
     import wandb
 
+    sound = alone / "b.wav"
+    soundfile.write(sound, np.zeros(10, np.int16), 4000)
     board = _wandb(alone)
     service = [pid for pid in _children() if "wandb-core" in _command(pid)]
     assert len(service) == 1
@@ -414,7 +419,7 @@ def test_a_failure_inside_wandb_is_said_once_and_nothing_else_happens(
     time.sleep(0.2)
     for step in range(3):
         board.log_metrics({"a": 1.0}, step)
-        board.show_audio("b", np.zeros(10, np.int16), 4000, step)
+        board.show({"b": sound}, [], step)
     board.finalize("success")
     said = capfd.readouterr().err
     assert said.count("wandb failed") == 1
@@ -460,6 +465,7 @@ def test_the_mode_is_the_users(
     assert told.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_terminated_run_closes_its_files_and_leaves_no_process(tmp_path: Path, clips: Path) -> None:
     place = tmp_path / "here"
     place.mkdir()

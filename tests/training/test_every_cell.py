@@ -17,7 +17,7 @@ from samplernn.generation.engines import open_engine
 from samplernn.model import cells
 from samplernn.model.checkpoint import load
 from samplernn.options import parse
-from tests.conftest import toy_arguments
+from tests.conftest import slow, toy_arguments
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {
@@ -30,7 +30,7 @@ OPTIONS = {
 """Beside the cell's name; others as they come."""
 
 
-@pytest.mark.parametrize("rnn", CELLS)
+@pytest.mark.parametrize("rnn", [*map(slow, CELLS[:-1]), CELLS[-1]])
 def test_a_cell_trains_resumes_exports_and_generates(
     rnn: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_cells_name_is_written_in_one_place() -> None:
         assert all("docs/cells.md" in line for line in choice)
 
 
-@pytest.mark.parametrize("rnn", ["mingru", "lstm-peephole"])
+@pytest.mark.parametrize("rnn", ["mingru", slow("lstm-peephole")])
 def test_one_looks_inside_whatever_the_cell(
     rnn: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ from samplernn.config import Config, UserError, from_dict, merged
 from samplernn.training import processes, run
 from samplernn.training.processes import Launch, idle_tasks, launch
 from samplernn.training.trainer import make_trainer
-from tests.conftest import TOY, toy_arguments
+from tests.conftest import TOY, slow, toy_arguments
 
 # Two lanes, and a file that is four times as long as all others: one lane runs out early in every epoch.
 OPTIONS = {
@@ -146,7 +146,8 @@ def test_two_processes_leave_what_one_leaves(one: Path, two: Path) -> None:
     assert run.resume("two", {}) is None  # it is finished
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
 def test_several_processes_are_stopped_saved_and_resumed_to_the_same_weights(
     folder: Path, two: Path, how: signal.Signals
 ) -> None:
@@ -187,6 +188,7 @@ def test_a_process_that_dies_ends_the_run_which_then_resumes_on_one_device(folde
     )
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_killed_parent(folder: Path, place: Path) -> None:
     process = _train(folder, "orphaned", trainer={"devices": 2, "max_steps": 100000})
     _wait_for(Path("runs/orphaned/checkpoints/last.ckpt"), process)
@@ -241,6 +243,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_same_weights_on_all_ranks(
     folder: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +292,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_in_one_process_makes_all_skip_the_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,7 +412,7 @@ def test_a_slurm_allocation_without_srun_trains_in_this_process(
     assert capfd.readouterr().err.count("To use them all: srun samplernn train") == 1
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_a_process_whose_others_never_come_can_be_ended(
     folder: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -433,10 +437,11 @@ def test_a_process_whose_others_never_come_can_be_ended(
     assert "Traceback" not in message
 
 
+@pytest.mark.slow
 def test_others_that_never_come_are_one_line_in_the_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(processes, "_SAY_SO_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "_NOTICE_SECONDS", 0.0)
     monkeypatch.setenv("RANK", "1")
 
     def wait() -> None:

@@ -34,7 +34,7 @@ def test_without_a_terminal_there_are_plain_lines_with_all_figures(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(progress, "_PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
     _train(clips)
     said = capsys.readouterr().err
     assert "\x1b" not in said
@@ -52,6 +52,7 @@ def test_without_a_terminal_there_are_plain_lines_with_all_figures(
     assert "left" in lines[-2][0]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_one_bar_says_the_same(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,12 +72,16 @@ def _repeatable(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after", "saved"),
     [
-        (TrainingModule, "training_step", 9, False, 8),
+        pytest.param(TrainingModule, "training_step", 9, False, 8, marks=pytest.mark.slow),
         (TrainingModule, "training_step", 14, True, 13),  # in the backward pass, say
-        (ProgressDisplay, "on_train_batch_end", 7, False, 7),  # nobody reads what it says, say
+        pytest.param(
+            ProgressDisplay, "after_step", 7, False, 7, marks=pytest.mark.slow
+        ),  # nobody reads what it says, say
         (TrainingModule, "validation_step", 1, False, 5),  # the first validation
-        (Samples, "on_validation_end", 2, True, 10),
-        (Checkpoints, "on_validation_end", 2, False, 10),  # no room for best.ckpt, say
+        pytest.param(Samples, "after_validation", 2, True, 10, marks=pytest.mark.slow),
+        pytest.param(
+            Checkpoints, "after_validation", 2, False, 10, marks=pytest.mark.slow
+        ),  # no room for best.ckpt, say
     ],
 )
 def test_a_failed_run_goes_on_from_its_last_whole_step(
@@ -181,7 +185,7 @@ def test_a_disk_that_refuses_is_said_and_the_first_error_is_raised(
     def full(*arguments: object, **named: object) -> None:
         raise OSError(28, "No space left on device", "last.ckpt")
 
-    monkeypatch.setattr(Checkpoints, "_write", full)
+    monkeypatch.setattr(Checkpoints, "save_last", full)
     _fails_at(monkeypatch, TrainingModule, "training_step", 4, OSError(5, "Input/output error", "a.npy"))
     with pytest.raises(UserError, match=r"a\.npy: Input/output error"):
         run.start(clips, _CONFIG, "torn")

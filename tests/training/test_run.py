@@ -41,7 +41,7 @@ from samplernn.training.folder import RunFolder
 from samplernn.training.loss import Batch, chunk_nll
 from samplernn.training.module import TrainingModule
 from samplernn.training.scoring import score_spans
-from tests.conftest import CLIPS, TOY, toy_arguments
+from tests.conftest import CLIPS, TOY, slow, toy_arguments
 
 
 def _config(**trainer: Any) -> Config:
@@ -121,6 +121,7 @@ def test_training_learns(tmp_path: Path, clips: Path, monkeypatch: pytest.Monkey
     assert outcome.folder == Path("runs/clips")
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_weights(
     trained_run: Path, tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +160,7 @@ def test_resuming_what_does_not_exist_is_refused(tmp_path: Path, monkeypatch: py
         run.resume("nobody", {})
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("how", [signal.SIGTERM, *map(slow, [signal.SIGINT, signal.SIGHUP])])
 def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
@@ -183,6 +184,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_uninterrupted_one(
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.slow
 def test_a_run_of_64_bits_resumes_with_all_of_them(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +211,7 @@ def test_a_run_trains_and_resumes_where_files_cannot_be_mapped(run_copy: Path, n
     assert (again.step, len(_rows(run_copy))) == (8, 4)
 
 
+@pytest.mark.slow
 def test_a_run_outlives_a_moment_in_which_nothing_can_be_written(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +286,7 @@ def test_no_checkpoint_stays_mapped_while_a_resumed_run_trains(
     assert mapped == [[], []]
 
 
+@pytest.mark.slow
 def test_resuming_across_the_ends_of_epochs_is_exact(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,7 +390,7 @@ def _without_steps(monkeypatch: pytest.MonkeyPatch, missing: set[int]) -> None:
         ({3}, {3}, {"trainer": {"precision": "16-mixed"}}),  # plain Adam; bf16 on the CPU
     ],
 )
-@pytest.mark.parametrize("in_loss", [True, False])
+@pytest.mark.parametrize("in_loss", [True, slow(False)])
 def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(
     tmp_path: Path,
     clips: Path,
@@ -416,7 +420,7 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(
     assert all(math.isfinite(float(row["train/bits_per_sample"])) for row in rows if int(row["step"]) > 6)
 
 
-@pytest.mark.parametrize("good_steps", [0, 5])
+@pytest.mark.parametrize("good_steps", [slow(0), 5])
 def test_a_run_that_only_skips_its_steps_ends_with_advice_and_goes_on_when_resumed(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, good_steps: int
 ) -> None:
@@ -503,6 +507,7 @@ def test_validation_and_samples_are_those_of_the_average(
     assert np.array_equal(written, again[0])
 
 
+@pytest.mark.slow
 def test_resuming_continues_weights_and_average_exactly(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,6 +527,7 @@ def test_resuming_continues_weights_and_average_exactly(
     assert not torch.equal(*(_bias(part) for part in (got["state_dict"], got["lane_state"]["weights"])))
 
 
+@pytest.mark.slow
 def test_the_average_can_be_switched_on_and_off_in_a_run(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,6 +549,7 @@ def _bias(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return weights["model.sample_level_mlp.output.bias"]
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_improving_gets_another_chance_when_resumed(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,6 +588,7 @@ def test_without_its_last_checkpoint_a_run_resumes_from_the_one_before(
     assert "last-previous.ckpt, step 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -641,6 +649,7 @@ def test_a_name_is_one_folder(
         run.start(clips, _config(), name)
 
 
+@pytest.mark.slow
 def test_a_run_ends_by_epochs_and_by_time(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,6 +667,7 @@ def test_a_run_ends_by_epochs_and_by_time(
     assert outcome.test.bits_per_sample > 0
 
 
+@pytest.mark.slow
 def test_without_limits_a_run_ends_when_it_no_longer_improves(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

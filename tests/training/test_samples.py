@@ -192,6 +192,7 @@ def test_without_prompts_there_are_only_free_streams(
     assert not any("prompt" in name for name in names)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_leaves_the_same_samples(
     tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

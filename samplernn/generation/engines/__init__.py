@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 import torch
 
 from samplernn.config import ModelConfig, UserError
 from samplernn.generation.engines.base import Engine
+from samplernn.generation.engines.cpu_plan import CELLS as CPU_CELLS
 from samplernn.generation.engines.reference import ReferenceEngine
+from samplernn.messages import say
 from samplernn.model.network import SampleRNN
 
 DTYPES = {
@@ -18,6 +19,11 @@ DTYPES = {
     "reference": ("float32",),
 }
 """Engines, best first, and the dtypes of their weights, fastest first."""
+CELLS = {"cuda": ("gru", "lstm"), "cpu": tuple(CPU_CELLS)}
+"""The cells that an engine serves; engine reference, the generic one, steps every cell."""
+CUDA_HAS_RUN_ON_A_GPU = False
+"""Whether `make test-gpu` has passed on a GPU. Until then ``auto`` leaves engine cuda alone, and a line says
+that it is an experiment."""
 CHOICES = ("auto", *DTYPES)
 DTYPE_CHOICES = ("auto", *DTYPES["cpu"])
 
@@ -45,34 +51,34 @@ def open_engine(
         return _best(model, dtype, threads)
     if dtype != "auto" and dtype not in DTYPES[engine]:
         raise UserError(f"engine {engine} has no dtype {dtype}; it has: {', '.join(DTYPES[engine])}")
-    if missing := beyond(engine, model.config):
+    if missing := unserved(engine, model.config):
         raise UserError(f"engine {engine} has no {missing}: use engine reference, or auto")
-    if engine == "cuda" and (reason := without_cuda()):
+    if engine != "cuda":
+        return _opened(model, engine, dtype, threads)
+    if reason := without_cuda():
         raise UserError(f"engine cuda cannot run here: {reason}; use engine cpu, or auto")
+    if not CUDA_HAS_RUN_ON_A_GPU:
+        say("engine cuda is an experiment: it has not run on a GPU before; engine cpu is the tested one")
     try:
         return _opened(model, engine, dtype, threads)
-    except Exception as error:
-        if engine != "cuda":
-            raise
+    except Exception as error:  # whatever drivers, compilers and GPUs may come up with
         raise UserError(f"engine cuda fails on this GPU ({first_line(error)}); use engine cpu") from error
 
 
 def _best(model: SampleRNN, dtype: str, threads: int | None) -> Engine:
-    """What `auto` stands for; says so where it is not the best that one might expect."""
-    if missing := beyond("cpu", model.config):
-        _say(f"engine reference, the generic one: the others have no {missing}")
-        return open_engine(model, "reference", dtype)
-    reason = "" if dtype in ("auto", *DTYPES["cuda"]) else f"engine cuda has no dtype {dtype}"
-    if missing := beyond("cuda", model.config):
-        reason = f"engine cuda has no {missing}"
-    if reason := reason or without_cuda():
-        if torch.cuda.is_available():
-            _say(f"engine cpu, although there is a GPU: {reason}")
-    else:
+    """What `auto` stands for: engine cpu, or engine reference for a model that engine cpu does not serve.
+
+    Once engine cuda has run on a GPU (`CUDA_HAS_RUN_ON_A_GPU`), it comes first where there is one.
+    """
+    is_served = not unserved("cuda", model.config) and dtype in ("auto", *DTYPES["cuda"])
+    if CUDA_HAS_RUN_ON_A_GPU and is_served and not without_cuda():
         try:
-            return _opened(model, "cuda", dtype, threads)
-        except Exception as error:  # whatever drivers, compilers and GPUs may come up with
-            _say(f"engine cpu, although there is a GPU: engine cuda fails on it ({first_line(error)})")
+            return open_engine(model, "cuda", dtype)
+        except UserError as error:
+            say(f"engine cpu, although there is a GPU: {error}")
+    if missing := unserved("cpu", model.config):
+        say(f"engine reference, the generic one: engine cpu has no {missing}")
+        return open_engine(model, "reference", dtype)
     return open_engine(model, "cpu", dtype, threads)
 
 
@@ -110,17 +116,11 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def beyond(engine: str, config: ModelConfig) -> str:
-    """What of a model an engine lacks, in a few words; empty: it serves it. Engine reference lacks none."""
+def unserved(engine: str, config: ModelConfig) -> str:
+    """What an engine lacks for a model, in a few words; empty: it serves it. Engine reference serves all."""
     if engine == "reference":
         return ""
-    if engine == "cuda" and config.rnn not in ("gru", "lstm"):
-        return f"cell {config.rnn}"
-    if config.rnn == "gru-reset-before":  # a second product, and a wait, in the middle of a step
+    if config.rnn not in CELLS[engine]:
         return f"cell {config.rnn}"
     if config.skip_connections and config.n_rnn > 1:
         return "skip connections"

@@ -8,7 +8,6 @@ block by block (`_Pace`).
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,15 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.generation.engines import cpu_program
-from samplernn.generation.engines.base import PREFILL_CHUNK, EngineState, require_one
+from samplernn.generation.engines.base import Engine, EngineState, round_up
 from samplernn.generation.engines.cpu_cache import KEPT
-from samplernn.generation.engines.cpu_weights import PackedNetwork, round_up
+from samplernn.generation.engines.cpu_plan import ABORT, FEW_STREAMS, PER_STREAM, Choice, Streams
+from samplernn.generation.engines.cpu_weights import PackedNetwork
 from samplernn.generation.sampling import DrawArrays
+from samplernn.messages import say
 from samplernn.model.network import SampleRNN, State
 
-_AT_ONCE = 48
+_STREAMS_AT_ONCE = 48
 """Streams that one call of the program advances: more would not fit into a core's cache."""
-_TRY_AGAIN = 64
+_BLOCKS_BETWEEN_TRIALS = 64
 """Blocks after which a way of sharing that was slower is tried again."""
 
 
@@ -41,7 +42,7 @@ class Sharing(NamedTuple):
     """Groups of streams that run independently of each other."""
 
 
-class CpuEngine:
+class CpuEngine(Engine):
     """See `samplernn.generation.engines.base.Engine`.
 
     Args:
@@ -54,9 +55,7 @@ class CpuEngine:
     name = "cpu"
 
     def __init__(self, model: SampleRNN, dtype: str = "int8", threads: int | None = None) -> None:
-        self.dtype = dtype
-        self.model = model.folded().float().cpu()
-        self.lookback = model.lookback
+        super().__init__(model, dtype)
         self._packed = PackedNetwork(self.model, dtype)
         self.plan = self._packed.plan
         self._threads = threads or cores()
@@ -72,46 +71,32 @@ class CpuEngine:
             self._pools[process] = ThreadPoolExecutor(self._threads, thread_name_prefix="samplernn")
         return self._pools[process]
 
-    @torch.inference_mode()
-    def start(self, num_streams: int) -> None:
-        position = torch.zeros(num_streams, dtype=torch.int64)
-        self._state = EngineState(self.model.initial_state(num_streams), position)
-
-    def prefill(self, codes: Tensor) -> None:
+    def _hear(self, codes: Tensor) -> None:
         """Steps the frame-level tiers alone. A parallel pass would read the recurrent weights at every step,
         too, and packed ones are smaller."""
-        require_one(self._state)
-        for piece in codes.split(PREFILL_CHUNK // self.lookback * self.lookback or self.lookback):
-            self._run(len(piece), _given(1)._replace(is_heard=True), piece[None].numpy())
+        self._run(codes.shape[1], _given(1)._replace(is_heard=True), codes.numpy())
 
     def advance(self, draws: DrawArrays) -> Tensor:
-        choice = cpu_program.Choice(
+        position = self._state.position
+        choice = Choice(
             is_given=False,
             is_heard=False,
-            uniforms=draws.uniforms(self._state.position),
+            uniforms=draws.uniforms(position),
             inverse_temperature=draws.inverse_temperatures(),
             filters=draws.filters,
         )
         codes, _ = self._run(draws.length, choice, None)
-        self._state = EngineState(self._state.network, self._state.position + draws.length)
+        self._state = EngineState(self._state.network, position + draws.length)
         return torch.from_numpy(codes)
 
     def score(self, codes: Tensor) -> Tensor:
         return torch.from_numpy(self._run(codes.shape[1], _given(len(codes)), codes.numpy())[1])
 
-    def export_state(self) -> EngineState:
-        network = self._state.network
-        copied = State(network.history.clone(), tuple(tier.clone() for tier in network.rnn))
-        return EngineState(copied, self._state.position)
-
-    def import_state(self, state: EngineState) -> None:
-        self._state = state
-
     def _load_program(self) -> None:
         """Compile the program, or load it from disk; say so if that takes a while or is done each time."""
         said = f"each time, for {KEPT.problem}" if KEPT.problem else "once"
         said = f"compiling the engine for this machine: {said}, about 15 s …"
-        notice = threading.Timer(1.0, lambda: print(said, file=sys.stderr, flush=True))
+        notice = threading.Timer(1.0, say, (said,))
         notice.start()
         was_kept = not KEPT.problem
         try:
@@ -119,7 +104,7 @@ class CpuEngine:
         finally:
             notice.cancel()
         if was_kept and KEPT.problem:
-            print(f"the engine will be compiled each time, for {KEPT.problem}", file=sys.stderr, flush=True)
+            say(f"the engine will be compiled each time, for {KEPT.problem}")
         self._paces.clear()
         self.start(1)
 
@@ -128,42 +113,39 @@ class CpuEngine:
         self.score(torch.zeros(1, self.lookback, dtype=torch.int64))
 
     def _run(
-        self, length: int, choice: cpu_program.Choice, given: NDArray[np.int64] | None
+        self, length: int, choice: Choice, given: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Advance every stream; returns codes and negative log-likelihoods, ``[B, length]``."""
-        if length % self.lookback:
-            raise ValueError(f"length {length} is not a multiple of the largest frame, {self.lookback}")
-        num = len(self._state.network.history)
+        self._require_whole_frames(length)
+        num = len(self._state.position)
         pace = self._paces.setdefault(num, _Pace(sharings(self._threads, num, self.plan.blocks)))
         sharing = pace.next()
         started = time.monotonic()
         groups = self._advance_groups(sharing, length, choice, given)
         pace.note(sharing, (time.monotonic() - started) / length)
-        states = [self._exported(group) for group in groups]
-        rnn = tuple(torch.cat(tiers) for tiers in zip(*(state.rnn for state in states), strict=True))
-        history = torch.cat([state.history for state in states])
-        self._state = EngineState(State(history, rnn), self._state.position)
+        history = np.concatenate([group.codes[0, :, -self.lookback :] for group in groups])
+        rnn = tuple(
+            torch.cat([self._exported(group, tier) for group in groups])
+            for tier in range(len(self._state.network.rnn))
+        )
+        self._state = EngineState(State(torch.from_numpy(history), rnn), self._state.position)
         codes = np.concatenate([group.codes[0, :, self.lookback :] for group in groups])
         return codes, np.concatenate([group.nll for group in groups])
 
     def _advance_groups(
-        self, sharing: Sharing, length: int, choice: cpu_program.Choice, given: NDArray[np.int64] | None
-    ) -> list[cpu_program.Streams]:
+        self, sharing: Sharing, length: int, choice: Choice, given: NDArray[np.int64] | None
+    ) -> list[Streams]:
         """Cut the streams into groups and advance each; returns them in order."""
-        num = len(self._state.network.history)
-        at_once = min(_AT_ONCE, -(-num // sharing.side_by_side))
+        num = len(self._state.position)
+        at_once = min(_STREAMS_AT_ONCE, -(-num // sharing.side_by_side))
         tasks = []
         for first in range(0, num, at_once):
-            rows = slice(first, min(first + at_once, num))
+            rows = slice(first, first + at_once)
             streams = self._imported(rows, length, sharing.together)
             if given is not None:
                 streams.codes[:, :, self.lookback :] = given[rows]
-            drawn = choice._replace(
-                uniforms=choice.uniforms[rows],
-                inverse_temperature=choice.inverse_temperature[rows],
-                filters=choice.filters[rows],
-            )
-            tasks.append((streams, drawn))
+            of_rows = {name: getattr(choice, name)[rows] for name in PER_STREAM}
+            tasks.append((streams, choice._replace(**of_rows)))
         if sharing.side_by_side == 1:
             for task in tasks:
                 self._advance_together(*task, sharing.together, length)
@@ -172,9 +154,7 @@ class CpuEngine:
             list(self._pool.map(lambda task: cpu_program.run(plan, task[0], task[1], 0, 1, length), tasks))
         return [streams for streams, _ in tasks]
 
-    def _advance_together(
-        self, streams: cpu_program.Streams, choice: cpu_program.Choice, threads: int, length: int
-    ) -> None:
+    def _advance_together(self, streams: Streams, choice: Choice, threads: int, length: int) -> None:
         """Advance one group on several threads, this one among them."""
         plan = self.plan
         others: list[Future[None]] = []
@@ -185,13 +165,13 @@ class CpuEngine:
                 )
             cpu_program.run(plan, streams, choice, 0, threads, length)
         except BaseException:  # Ctrl-C, or no more threads: those that wait for this one must not
-            streams.barrier[cpu_program.ABORT] = 1
+            streams.barrier[ABORT] = 1
             raise
         finally:
             for other in others:
                 other.result()
 
-    def _imported(self, rows: slice, length: int, threads: int) -> cpu_program.Streams:
+    def _imported(self, rows: slice, length: int, threads: int) -> Streams:
         """Some streams' state as the program wants it."""
         config, packed, network = self.model.config, self._packed, self._state.network
         history = network.history[rows].detach().numpy()
@@ -201,12 +181,12 @@ class CpuEngine:
         def zeros(*shape: int) -> NDArray[np.float32]:
             return np.zeros(shape, np.float32)
 
-        streams = cpu_program.Streams(
+        streams = Streams(
             codes=np.zeros((threads, num, self.lookback + length), np.int64),
             hidden=zeros(tiers, layers, 2, num, packed.units),
             cell=zeros(tiers, layers, num, packed.units),
             version=np.zeros((threads, tiers), np.int64),
-            conditioning=zeros(tiers, num, packed.units * (steps if num <= cpu_program.FEW else 1)),
+            conditioning=zeros(tiers, num, packed.units * (steps if num <= FEW_STREAMS else 1)),
             tier_input=zeros(num, packed.units),
             first=zeros(num, packed.units),
             second=zeros(num, packed.units),
@@ -219,7 +199,7 @@ class CpuEngine:
             frames=zeros(threads, num, round_up(self.lookback, 4)),
             probabilities=zeros(threads, config.q_levels),
             arrivals=np.zeros((threads, 8), np.int64),
-            barrier=np.zeros(2 * cpu_program.ABORT, np.int64),
+            barrier=np.zeros(2 * ABORT, np.int64),
         )
         streams.codes[:, :, : self.lookback] = history
         for tier, state in enumerate(network.rnn):  # [B, S, n_rnn, D]
@@ -229,22 +209,17 @@ class CpuEngine:
                 streams.cell[tier, :, :, : config.dim] = vectors[1]
         return streams
 
-    def _exported(self, streams: cpu_program.Streams) -> State:
-        """The network's state after the last sample."""
-        config, rnn = self.model.config, []
-        for tier in range(len(config.frame_sizes)):
-            vectors = [streams.hidden[tier, :, streams.version[0, tier], :, : config.dim]]
-            if self._state.network.rnn[tier].shape[1] == 2:
-                vectors.append(streams.cell[tier, :, :, : config.dim])
-            rnn.append(torch.from_numpy(np.stack(vectors).transpose(2, 0, 1, 3).copy()))
-        history = torch.from_numpy(streams.codes[0, :, -self.lookback :].copy())
-        return State(history, tuple(rnn))
+    def _exported(self, streams: Streams, tier: int) -> Tensor:
+        """A tier's state after the last sample, ``[B, S, n_rnn, D]``."""
+        hidden, cell = streams.hidden[tier, :, streams.version[0, tier]], streams.cell[tier]
+        vectors = np.stack([hidden, cell][: self._state.network.rnn[tier].shape[1]])
+        return torch.from_numpy(vectors[..., : self.model.config.dim].transpose(2, 0, 1, 3).copy())
 
 
-def _given(num_streams: int) -> cpu_program.Choice:
+def _given(num_streams: int) -> Choice:
     """Codes are there already."""
     unused = np.zeros((num_streams, 0), np.float32)
-    return cpu_program.Choice(True, False, unused, unused, unused)
+    return Choice(True, False, unused, unused, unused)
 
 
 def cores() -> int:
@@ -281,8 +256,8 @@ class _Pace:
             return self._first_tries[0]
         self._blocks += 1
         best, *others = sorted(self._seconds, key=lambda way: self._seconds[way])
-        if others and self._blocks % _TRY_AGAIN == 0:
-            return others[self._blocks // _TRY_AGAIN % len(others)]
+        if others and self._blocks % _BLOCKS_BETWEEN_TRIALS == 0:
+            return others[self._blocks // _BLOCKS_BETWEEN_TRIALS % len(others)]
         return best
 
     def note(self, way: Sharing, seconds: float) -> None:

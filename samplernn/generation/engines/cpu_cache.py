@@ -8,6 +8,7 @@ full when it writes, and if what it reads is damaged.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
@@ -34,6 +35,8 @@ class Kept:
         if not self.problem:
             try:
                 dispatcher = njit(cache=True, **options)(function)
+                # Numba has no public way. By itself it looks at the function's own file alone.
+                dispatcher._cache._cache_file._source_stamp = _source_stamp()
             except (RuntimeError, OSError):
                 self.problem = _NO_PLACE
             else:
@@ -73,5 +76,24 @@ class Kept:
         self.problem = f"it cannot be kept ({type(error).__name__}: {error})"
 
 
+def _source_stamp() -> tuple[tuple[str, float, int], ...]:
+    """Name, time and size of every file of the engines: when one has changed, all is compiled again."""
+    files = sorted(Path(__file__).parent.glob("cpu*.py"))
+    return tuple((file.name, file.stat().st_mtime, file.stat().st_size) for file in files)
+
+
 KEPT = Kept()
-"""The functions of `cpu_program`."""
+"""The functions of the CPU engine's program."""
+OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+"""Of all of them: without Python's lock; IEEE division; and no reference counts, for threads that share
+arrays would spend their time counting."""
+
+
+def compiled(function: Function) -> Function:
+    """Compile a function; the machine code is kept on disk."""
+    return KEPT.compiled(function, **OPTIONS)
+
+
+def compiled_reordering(function: Function) -> Function:
+    """The same for what has no order and no NaN: maxima, and sums that need not be exact."""
+    return KEPT.compiled(function, **OPTIONS, fastmath={"nnan", "nsz", "reassoc"})

@@ -26,8 +26,8 @@ from llvmlite import ir
 from numba import config, types
 from numba.extending import intrinsic
 
-ROWS = 64
-"""Rows of a block."""
+from samplernn.generation.engines.cpu_plan import ROWS
+
 STEPS = 4
 """Steps come in multiples of this."""
 PER_STEP = {"float32": 1, "bfloat16": 2, "int8": 4}
@@ -85,7 +85,7 @@ def matrix_product(dtype: str, streams: int, dot: str = "none", blocks: int = 1)
         typing: Any, weights: Any, x: Any, x_stride: Any, steps: Any, out: Any, out_stride: Any
     ) -> tuple[Any, Any]:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _emit_loop(builder, multiply, sums, shape, *arguments)
+            _product_loop(builder, multiply, sums, shape, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate
@@ -103,57 +103,67 @@ class _Shape(NamedTuple):
     """Sums that take steps by turns, and are added up at the end."""
 
 
-def _emit_loop(
-    builder: Any,
-    multiply: Multiply,
-    sum_type: Any,
-    shape: _Shape,
-    weights: Any,
-    x: Any,
-    x_stride: Any,
-    steps: Any,
-    out: Any,
-    out_stride: Any,
+def _product_loop(
+    builder: Any, multiply: Multiply, sum_type: Any, shape: _Shape, arguments: Sequence[Any]
 ) -> None:
     """for step in range(steps): sums += weights[step] * x[step]; then store the sums."""
-    before = builder.basic_block
-    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
-    builder.branch(loop)
+    weights, x, x_stride, steps, out, out_stride = arguments
+    per_chain = shape.blocks * shape.streams * _VECTORS
 
-    builder.position_at_end(loop)
-    first = builder.phi(_LONG)
-    count = shape.blocks * shape.streams * _VECTORS
-    sums = [[builder.phi(sum_type) for _ in range(count)] for _ in range(shape.chains)]
-    new: list[list[Any]] = [list(chain) for chain in sums]
-    for index in range(shape.steps):
-        step, chain = builder.add(first, _LONG(index)), new[index % shape.chains]
-        for block in range(shape.blocks):
-            here = builder.add(weights, builder.mul(steps, _LONG(4 * ROWS * block)))
-            here = builder.add(here, builder.mul(step, _LONG(4 * ROWS)))
-            vectors = [_load(builder, here, ALIGNMENT * v, _INTS, ALIGNMENT) for v in range(_VECTORS)]
-            for stream in range(shape.streams):
-                mine = builder.add(x, builder.mul(x_stride, _LONG(stream)))
-                begin = (block * shape.streams + stream) * _VECTORS
-                part = slice(begin, begin + _VECTORS)
-                chain[part] = multiply(builder, vectors, mine, step, chain[part])
-    following = builder.add(first, _LONG(shape.steps))
-    builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
-    first.add_incoming(_LONG(0), before)
-    first.add_incoming(following, loop)
-    for phis, lasts in zip(sums, new, strict=True):
-        for phi, last in zip(phis, lasts, strict=True):
-            phi.add_incoming(ir.Constant(sum_type, None), before)
-            phi.add_incoming(last, loop)
+    def turn(first: Any, before: Values) -> Values:
+        sums = list(before)  # of the first chain, then of the others
+        for index in range(shape.steps):
+            step, chain = builder.add(first, _LONG(index)), index % shape.chains * per_chain
+            for block in range(shape.blocks):
+                here = builder.add(weights, builder.mul(steps, _LONG(4 * ROWS * block)))
+                here = builder.add(here, builder.mul(step, _LONG(4 * ROWS)))
+                vectors = [_load(builder, here, ALIGNMENT * v, _INTS, ALIGNMENT) for v in range(_VECTORS)]
+                for stream in range(shape.streams):
+                    mine = builder.add(x, builder.mul(x_stride, _LONG(stream)))
+                    begin = chain + (block * shape.streams + stream) * _VECTORS
+                    part = slice(begin, begin + _VECTORS)
+                    sums[part] = multiply(builder, vectors, mine, step, sums[part])
+        return sums
 
-    builder.position_at_end(after)
-    for index, value in enumerate(new[0]):
-        for chain in new[1:]:
-            value = builder.add(value, chain[index])
+    zeros = [ir.Constant(sum_type, None)] * (shape.chains * per_chain)
+    sums = loop(builder, steps, shape.steps, zeros, turn)
+    for index in range(per_chain):
+        value = sums[index]
+        for other in sums[index + per_chain :: per_chain]:
+            value = builder.add(value, other)
         rest, vector = divmod(index, _VECTORS)
         block, stream = divmod(rest, shape.streams)
         place = builder.add(out, builder.mul(out_stride, _LONG(stream)))
         place = builder.add(place, _LONG(4 * (ROWS * block + _LANES * vector)))
         builder.store(value, builder.inttoptr(place, sum_type.as_pointer()), align=4)
+
+
+def loop(builder: Any, end: Any, step: int, initial: Values, turn: Callable[[Any, Values], Values]) -> Values:
+    """Instructions for: values = initial; for index in range(0, end, step): values = turn(index, values).
+
+    Args:
+        builder: of the instructions.
+        end: int64, above 0: the first turn is always taken.
+        step: of the index.
+        initial: values before the first turn.
+        turn: makes the instructions of a turn.
+
+    Returns:
+        The values after the last turn.
+    """
+    before = builder.basic_block
+    inside, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.branch(inside)
+    builder.position_at_end(inside)
+    index, values = builder.phi(_LONG), [builder.phi(value.type) for value in initial]
+    lasts = turn(index, values)
+    following = builder.add(index, _LONG(step))
+    builder.cbranch(builder.icmp_signed("<", following, end), inside, after)
+    for phi, first, last in zip([index, *values], [_LONG(0), *initial], [following, *lasts], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(last, inside)
+    builder.position_at_end(after)
+    return lasts
 
 
 def row_sum(dtype: str) -> Any:
@@ -188,28 +198,15 @@ def row_sum(dtype: str) -> Any:
     ) -> tuple[Any, Any]:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             start, tables, table_stride, row_stride, rows, count, out = arguments
-            before = builder.basic_block
-            loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+
+            def turn(index: Any, sums: Values) -> Values:
+                row = _load(builder, _at(builder, rows, index, 8), 0, _LONG, 8)
+                here = builder.add(tables, builder.mul(index, table_stride))
+                here = builder.add(here, builder.mul(row, row_stride))
+                return [builder.fadd(total, load(builder, here, v)) for v, total in enumerate(sums)]
+
             vectors = [_load(builder, start, ALIGNMENT * v, _FLOATS, 4) for v in range(_VECTORS)]
-            builder.branch(loop)
-
-            builder.position_at_end(loop)
-            index = builder.phi(_LONG)
-            sums = [builder.phi(_FLOATS) for _ in range(_VECTORS)]
-            row = _load(builder, _at(builder, rows, index, 8), 0, _LONG, 8)
-            here = builder.add(tables, builder.mul(index, table_stride))
-            here = builder.add(here, builder.mul(row, row_stride))
-            new = [builder.fadd(total, load(builder, here, v)) for v, total in enumerate(sums)]
-            following = builder.add(index, _LONG(1))
-            builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-            index.add_incoming(_LONG(0), before)
-            index.add_incoming(following, loop)
-            for phi, initial, last in zip(sums, vectors, new, strict=True):
-                phi.add_incoming(initial, before)
-                phi.add_incoming(last, loop)
-
-            builder.position_at_end(after)
-            for v, value in enumerate(new):
+            for v, value in enumerate(loop(builder, count, 1, vectors, turn)):
                 place = builder.inttoptr(builder.add(out, _LONG(ALIGNMENT * v)), _FLOATS.as_pointer())
                 builder.store(value, place, align=4)
             return context.get_dummy_value()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,9 +12,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from samplernn.generation.engines import cpu_program
-from samplernn.generation.engines.cpu_kernels import PER_STEP, ROWS
-from samplernn.generation.engines.cpu_program import GRU, Plan, compiled
+from samplernn.config import ModelConfig
+from samplernn.generation.engines.cpu_cache import compiled
+from samplernn.generation.engines.cpu_kernels import loop
+from samplernn.generation.engines.cpu_plan import ROWS, Plan
+from samplernn.generation.engines.cpu_products import Vectors, address_of, product
+from samplernn.generation.engines.cpu_weights import PackedNetwork
+from samplernn.model.network import SampleRNN
 
 LEVELS = {"L2": 2**19, "L3": 2**23, "memory": 2**28}
 """Bytes per core that are read again and again to find a level's rate: well inside it, and outside of the
@@ -26,31 +30,20 @@ _SECONDS = 0.2
 @intrinsic
 def _read(typing: Any, address: Any, size: Any) -> tuple[Any, Any]:
     """Load a stretch of memory, a multiple of 512 bytes, 64 bytes at a time; returns a checksum."""
-    long, ints = ir.IntType(64), ir.VectorType(ir.IntType(64), 8)
-    unroll = 8
+    ints, unroll = ir.VectorType(ir.IntType(64), 8), 8
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address, size = arguments
-        before = builder.basic_block
-        loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        offset = builder.phi(long)
-        sums = [builder.phi(ints) for _ in range(unroll)]
-        new = []
-        for index, total in enumerate(sums):
-            place = builder.add(builder.add(address, offset), long(64 * index))
-            new.append(builder.xor(total, builder.load(builder.inttoptr(place, ints.as_pointer()), align=64)))
-        following = builder.add(offset, long(64 * unroll))
-        builder.cbranch(builder.icmp_signed("<", following, size), loop, after)
-        offset.add_incoming(long(0), before)
-        offset.add_incoming(following, loop)
-        for total, value in zip(sums, new, strict=True):
-            total.add_incoming(ir.Constant(ints, None), before)
-            total.add_incoming(value, loop)
-        builder.position_at_end(after)
-        everything = new[0]
-        for value in new[1:]:
+
+        def turn(offset: Any, sums: Sequence[Any]) -> Sequence[Any]:
+            first, new = builder.add(address, offset), []
+            for index, total in enumerate(sums):
+                place = builder.inttoptr(builder.add(first, offset.type(64 * index)), ints.as_pointer())
+                new.append(builder.xor(total, builder.load(place, align=64)))
+            return new
+
+        everything, *others = loop(builder, size, 64 * unroll, [ir.Constant(ints, None)] * unroll, turn)
+        for value in others:
             everything = builder.xor(everything, value)
         return builder.extract_element(everything, ir.IntType(32)(0))
 
@@ -66,9 +59,9 @@ def _read_often(address: int, size: int, times: int) -> int:
 
 
 @compiled
-def _multiply_often(plan: Any, x: Any, bytes_: Any, scales: Any, out: Any, blocks: int, times: int) -> None:
+def _multiply_often(plan: Plan, index: int, x: Vectors, out: Any, blocks: int, times: int) -> None:
     for _ in range(times):
-        cpu_program.product(plan, 0, x, bytes_, scales, 0, out, 0, 0, blocks)
+        product(plan, index, x, out, 0, 0, blocks)
 
 
 @compiled
@@ -94,7 +87,7 @@ def _read_part(plan: Plan, index: int, thread: int, threads: int) -> int:
     if first == last:
         return 0
     size = (last - first) * plan.matrices[index, 2] * (4 * ROWS)
-    return _read(cpu_program._address(plan, index, first), size // 512 * 512)
+    return _read(address_of(plan, index, first), size // 512 * 512)
 
 
 def weights_rate(plan: Plan, threads: int) -> float:
@@ -119,37 +112,18 @@ def read_rate(size: int, threads: int) -> float:
 
 def multiply_rate(dtype: str, threads: int, streams: int = 6 * 8) -> float:
     """Multiplications per second of all threads together, in a product whose weights stay in the cache."""
-    from samplernn.generation.engines.cpu_weights import KINDS
-
-    rows, inputs = 4 * ROWS, 512
-    memory = _aligned(4 * rows * inputs // PER_STEP[dtype])
-    none = np.zeros((0, 1, 1))
-    plan = Plan(
-        frame_sizes=np.array([1]),
-        q_levels=1,
-        n_rnn=1,
-        cell=GRU,
-        gates=3,
-        has_recurrent=True,
-        blocks=1,
-        q_blocks=1,
-        has_int8=True,
-        matrices=np.array([[KINDS[dtype], memory.ctypes.data, inputs // PER_STEP[dtype], 0, rows // ROWS]]),
-        scales=np.ones(rows, np.float32),
-        sums=np.zeros(rows, np.int32),
-        biases=np.zeros(rows, np.float32),
-        coefficients=np.zeros((1, 1, 3, ROWS), np.float32),
-        table=none.astype(np.float32),
-        table16=none.astype(np.uint16),
-    )
+    inputs, blocks = 512, 4
+    model = SampleRNN(ModelConfig((4,), dim=inputs, embedding_dim=0, q_levels=2))
+    packed = PackedNetwork(model.folded(), dtype)  # its memory must live as long as the plan
+    hidden = 2 + 2 * model.config.n_rnn  # the MLP's hidden layer, [inputs, inputs], follows the only tier's
 
     def work(thread: int, times: int) -> None:
-        x = np.zeros((streams, inputs), np.float32)
         bytes_, scales = np.zeros((streams, inputs), np.uint8), np.ones(streams, np.float32)
-        out = np.zeros((streams, rows), np.float32)
-        _multiply_often(plan, x, bytes_, scales, out, rows // ROWS, times)
+        x = Vectors(np.zeros((streams, inputs), np.float32), bytes_, scales, 0)
+        out = np.zeros((streams, inputs), np.float32)
+        _multiply_often(packed.plan, hidden, x, out, blocks, times)
 
-    return threads * rows * inputs * streams * _rate(work, threads)
+    return threads * blocks * ROWS * inputs * streams * _rate(work, threads)
 
 
 def _rate(work: Callable[[int, int], None], threads: int) -> float:

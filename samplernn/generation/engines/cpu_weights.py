@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from samplernn.generation.engines import cpu_program
-from samplernn.generation.engines.base import projection
-from samplernn.generation.engines.cpu_kernels import ALIGNMENT, PER_STEP, ROWS, STEPS
-from samplernn.generation.engines.cpu_program import BFLOAT16, FLOAT32, INT8, Plan
+from samplernn.generation.engines.base import projection, round_up
+from samplernn.generation.engines.cpu_kernels import ALIGNMENT, PER_STEP, STEPS
+from samplernn.generation.engines.cpu_plan import BFLOAT16, CELLS, FLOAT32, INT8, ROWS, Plan
 from samplernn.model.cells import RecurrentLayer
 from samplernn.model.cells.echo_state import EchoState
 from samplernn.model.cells.pointwise import PointwiseCell
@@ -22,17 +21,6 @@ from samplernn.model.cells.torch_layer import TorchLayer
 from samplernn.model.network import SampleRNN
 
 KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
-CELLS = {
-    "gru": (cpu_program.GRU, 3),
-    "lstm": (cpu_program.LSTM, 4),
-    "rnn-tanh": (cpu_program.LEAKY, 1),
-    "leaky": (cpu_program.LEAKY, 1),
-    "echo-state": (cpu_program.LEAKY, 1),
-    "rnn-relu": (cpu_program.RELU, 1),
-    "mingru": (cpu_program.MINGRU, 2),
-    "lstm-peephole": (cpu_program.PEEPHOLE, 4),
-}
-"""What the program calls each cell that it serves, and how many gates it has."""
 
 
 class PackedNetwork:
@@ -46,7 +34,7 @@ class PackedNetwork:
     def __init__(self, model: SampleRNN, dtype: str) -> None:
         config = model.config
         matrices = _Matrices()
-        kind, gates = CELLS[config.rnn]
+        gates = len(model.tiers()[0].rnn.cell_class.gates)
         self.units = round_up(config.dim, ROWS)
         coefficients = np.zeros((len(config.frame_sizes), config.n_rnn, 3, self.units), np.float32)
         for level, tier in enumerate(model.tiers()):
@@ -66,12 +54,12 @@ class PackedNetwork:
         self.codes = round_up(config.q_levels, ROWS)
         self._memory, entries = matrices.in_memory()
         table = _padded(mlp.table().detach().numpy(), -1, ROWS)
-        none = np.zeros((0, 1, 1))
+        is_wide = dtype == "float32"
         self.plan = Plan(
             frame_sizes=np.array(config.frame_sizes, np.int64),
             q_levels=config.q_levels,
             n_rnn=config.n_rnn,
-            cell=kind,
+            cell=CELLS[config.rnn],
             gates=gates,
             has_recurrent=len(model.tiers()[0].rnn.cells()[0].recurrent_blocks()) > 0,
             blocks=self.units // ROWS,
@@ -82,8 +70,8 @@ class PackedNetwork:
             sums=np.concatenate(matrices.sums),
             biases=np.concatenate(matrices.biases),
             coefficients=coefficients,
-            table=(table if dtype == "float32" else none).astype(np.float32),
-            table16=none.astype(np.uint16) if dtype == "float32" else to_bfloat16(table),
+            table=(table.astype(np.float32) if is_wide else to_bfloat16(table)).view(np.uint8),
+            is_wide=is_wide,
         )
 
 
@@ -178,11 +166,6 @@ def to_bfloat16(x: NDArray[np.floating]) -> NDArray[np.uint16]:
     """Round to the nearest bfloat16, ties to even; any shape."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def round_up(count: int, unit: int) -> int:
-    """The next multiple of `unit`."""
-    return -(-count // unit) * unit
 
 
 def _padded(x: NDArray[np.float32], axis: int, unit: int) -> NDArray[np.float32]:

@@ -6,7 +6,6 @@ Where Triton's kernels are interpreted (``TRITON_INTERPRET=1``) the same runs on
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,21 +17,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samplernn.generation.engines import cuda_kernels, cuda_program
-from samplernn.generation.engines.base import EngineState, heard, require_one
-from samplernn.generation.engines.cuda_weights import Packed, round_up
+from samplernn.generation.engines.base import Engine, EngineState, round_up
+from samplernn.generation.engines.cuda_weights import Packed
 from samplernn.generation.request import Draws
 from samplernn.generation.sampling import DrawArrays, draw_arrays
+from samplernn.messages import say
 from samplernn.model.network import SampleRNN, State
 
-_AT_ONCE = 4096
+_STREAMS_AT_ONCE = 4096
 """Streams that one call of the program advances, at most."""
 _CONDITIONING = 2**30
 """Numbers of conditioning of these streams, at most: places in it are counted with 32 bits."""
-_PER_LAUNCH = 8192
+_SAMPLES_PER_LAUNCH = 8192
 """Samples of a stream after which the program ends, about, so that a GPU can draw the screen in between, and
 Ctrl-C is heard; fewer of more than 64 streams."""
 _TOLERANCE = 0.01
-"""Of the surprise that the network feels: bfloat16 takes a seventh of it at most, on random codes."""
+"""Of the negative log-likelihood of random codes: bfloat16 takes a seventh of it at most."""
 
 
 class Tiles(NamedTuple):
@@ -41,7 +41,7 @@ class Tiles(NamedTuple):
     IS_ALONE: bool
     IS_MASKED: bool
     BM: int
-    """Rows."""
+    """Rows; streams are padded to a multiple."""
     BN: int
     """Columns of the MLP's hidden layer."""
     BN_UP: int
@@ -58,24 +58,15 @@ class Tiles(NamedTuple):
     """Units of the first layer."""
     STAGES: int
     """How many inputs at a time are on their way at once, and in use."""
-    IS_PAIR: bool
-    """Two tiles of rows share the weights that are read."""
-
-    @property
-    def rows(self) -> int:
-        """Streams are padded to a multiple."""
-        return 2 * self.BM if self.IS_PAIR else self.BM
 
 
-class CudaEngine:
-    """See `samplernn.generation.engines.base.Engine`.
+class CudaEngine(Engine):
+    """Runs on the model's GPU, else on the current one; on the CPU where kernels are interpreted.
 
     Args:
         model: the network; it is copied.
         dtype: of weights and of what is multiplied with them: bfloat16 or float32. Sums and states are
             float32.
-        device: a CUDA device, or the CPU where kernels are interpreted; None: the model's GPU, or the current
-            one.
 
     Raises:
         RuntimeError: the program does not compute here what the network computes.
@@ -83,24 +74,14 @@ class CudaEngine:
 
     name = "cuda"
 
-    def __init__(
-        self, model: SampleRNN, dtype: str = "bfloat16", device: torch.device | str | None = None
-    ) -> None:
-        self.dtype = dtype
-        self.device = _device(model) if device is None else torch.device(device)
-        if self.device == torch.device("cuda"):
-            self.device = torch.device("cuda", torch.cuda.current_device())
-        self.model = model.folded().float().to(self.device)
-        self.lookback = model.lookback
+    def __init__(self, model: SampleRNN, dtype: str = "bfloat16") -> None:
+        super().__init__(model, dtype, _device(model))
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._packed = Packed(self.model, self._dtype, self.device)
         self._blocks, self._shared_memory = 1, 0
         if self.device.type == "cuda":
-            properties = triton.runtime.driver.active.utils.get_device_properties(self.device.index)
-            self._blocks, self._shared_memory = (
-                properties["multiprocessor_count"],
-                properties["max_shared_mem"],
-            )
+            found = triton.runtime.driver.active.utils.get_device_properties(self.device.index)
+            self._blocks, self._shared_memory = found["multiprocessor_count"], found["max_shared_mem"]
             self._try()
         self.start(1)
 
@@ -122,7 +103,7 @@ class CudaEngine:
             expected = F.cross_entropy(logits.transpose(1, 2), on_device, reduction="none").cpu()
             share = (stepped - expected).abs().mean() / expected.mean()
             if not share < _TOLERANCE:  # not a number, too
-                raise RuntimeError(f"surprise is off by {share:.2%} with {num} streams")
+                raise RuntimeError(f"negative log-likelihood is off by {share:.2%} with {num} streams")
         drawn = []
         for num in (1, 3, 17):
             self.start(num)
@@ -132,16 +113,9 @@ class CudaEngine:
         if not all(torch.equal(codes[0], drawn[0][0]) for codes in drawn):
             raise RuntimeError("a stream depends on its neighbours")
 
-    @torch.inference_mode()
-    def start(self, num_streams: int) -> None:
-        position = torch.zeros(num_streams, dtype=torch.int64)
-        self._state = EngineState(self.model.initial_state(num_streams), position)
-
-    @torch.inference_mode()
-    def prefill(self, codes: Tensor) -> None:
-        require_one(self._state)
+    def _hear(self, codes: Tensor) -> None:
         with _exact():
-            self._state = heard(self.model, self._state, codes.to(self.device))
+            super()._hear(codes)
 
     @torch.inference_mode()
     def advance(self, draws: DrawArrays) -> Tensor:
@@ -154,130 +128,91 @@ class CudaEngine:
         unused = draw_arrays(Draws(streams=(0,) * len(codes)), codes.shape[1])
         return self._run(codes, unused)[1]
 
-    def export_state(self) -> EngineState:
-        network = self._state.network
-        rnn = tuple(tier.detach().cpu().clone() for tier in network.rnn)
-        return EngineState(State(network.history.cpu().clone(), rnn), self._state.position)
-
-    def import_state(self, state: EngineState) -> None:
-        network = state.network
-        rnn = tuple(tier.to(self.device) for tier in network.rnn)
-        self._state = EngineState(State(network.history.to(self.device), rnn), state.position)
-
     def _run(self, given: Tensor | None, draws: DrawArrays) -> tuple[Tensor, Tensor]:
-        """Advance every stream; returns codes and, if given, their negative log-likelihoods, ``[B, length]``.
+        """Advance every stream, some of them at a time, by as many samples as a launch may take.
 
         Args:
             given: codes, int64 ``[B, length]``; None: draw them.
-            draws: how.
+            draws: how; of given codes only the shape counts.
+
+        Returns:
+            Codes and, if they were given, their negative log-likelihoods, ``[B, length]``.
         """
         length = draws.length
-        if length % self.lookback:
-            raise ValueError(f"length {length} is not a multiple of the largest frame, {self.lookback}")
+        self._require_whole_frames(length)
         state, num = self._state, len(self._state.position)
-        at_once = min(_AT_ONCE, max(32, _CONDITIONING // (self._packed.ratios * self._packed.dim)))
-        per_launch = min(_PER_LAUNCH, 64 * _PER_LAUNCH // min(num, at_once))
+        at_once = min(_STREAMS_AT_ONCE, max(32, _CONDITIONING // (self._packed.ratios * self._packed.dim)))
+        per_launch = min(_SAMPLES_PER_LAUNCH, 64 * _SAMPLES_PER_LAUNCH // min(num, at_once))
         per_launch = max(1, per_launch // self.lookback) * self.lookback
         codes = torch.empty(num, length, dtype=torch.int64)
         nll = torch.empty(num, length if given is not None else 0)
         after = []
         for first in range(0, num, at_once):
             rows = slice(first, first + at_once)
-            streams = _Streams(self, state.rows(rows), draws.of_rows(rows))
+            group = state.rows(rows)
             for start in range(0, length, per_launch):
                 piece = slice(start, min(start + per_launch, length))
-                codes[rows, piece], scores = streams.advance(
-                    piece, None if given is None else given[rows, piece]
-                )
+                now = codes[rows, piece]
                 if given is not None:
-                    nll[rows, piece] = scores
-            after.append(streams.exported())
+                    now.copy_(given[rows, piece])
+                part = draws.part(rows, piece)
+                group, nll[rows, piece] = self._launch(group, now, given is not None, part)
+            after.append(group)
         self._state = EngineState(EngineState.joined(after).network, state.position)
         return codes, nll
 
-
-class _Streams:
-    """Some streams on their way: the program's buffers.
-
-    Args:
-        engine: whose network they run through.
-        state: where they start.
-        draws: how their codes are drawn.
-    """
-
-    def __init__(self, engine: CudaEngine, state: EngineState, draws: DrawArrays) -> None:
-        self._engine, packed, device = engine, engine._packed, engine.device
-        config = engine.model.config
-        self.num = num = len(draws.streams)
-        self._tiles = tiles(
-            num, packed.dim, packed.codes, engine._blocks, engine._dtype, engine._shared_memory
-        )
-        self._num_rows = rows = round_up(num, self._tiles.rows)
-        self._shape = shape = (len(config.frame_sizes), config.n_rnn, rows, packed.dim)
-        self._history = state.network.history
-
-        def floats(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(size, dtype=dtype, device=device)
-
-        self._vectors = floats(2 if config.rnn == "lstm" else 1, *shape)  # hidden, cell
-        for tier, vectors in enumerate(state.network.rnn):  # [B, S, n_rnn, D]
-            self._vectors[:, tier, :, :num, : config.dim] = vectors.permute(1, 2, 0, 3)
-        narrow = engine._dtype
-        self._buffers = {
-            "hidden": self._vectors[0],
-            "cell": self._vectors[-1],
-            "narrow": floats(2, *shape, dtype=narrow),
-            "tier_input": floats(rows, packed.dim, dtype=narrow),
-            "conditioning": floats(packed.ratios, rows, packed.dim),
-            "first": floats(rows, packed.dim, dtype=narrow),
-            "second": floats(rows, packed.dim, dtype=narrow),
-            "logits": floats(rows, packed.codes),
-        }
-        self._positions = torch.zeros(rows, dtype=torch.int64)
-        self._positions[:num] = state.position
-        self._numbers = torch.zeros(rows, dtype=torch.int64)
-        self._numbers[:num] = torch.tensor(draws.streams)
-        self._seed = torch.tensor([draws.seed - (1 << 64) if draws.seed >> 63 else draws.seed])
-        self._inverse_temperatures = torch.zeros(rows, draws.length)
-        self._inverse_temperatures[:num] = torch.from_numpy(draws.inverse_temperatures())
-        self._filters = torch.zeros(rows, draws.filters.shape[1])
-        self._filters[:num] = torch.from_numpy(draws.filters)
-        self._is_filtered = draws.is_filtered
-
-    def advance(self, piece: slice, given: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Run the program once.
-
-        Args:
-            piece: of the samples of a call.
-            given: codes of the piece, ``[B, length]``; None: draw them.
+    def _launch(
+        self, state: EngineState, codes: Tensor, is_given: bool, draws: DrawArrays
+    ) -> tuple[EngineState, Tensor]:
+        """Run the program once, for some streams and a part of a call; writes the codes that it draws.
 
         Returns:
-            Codes and negative log-likelihoods, ``[B, length]``, on the CPU.
+            The state after the last sample and, if codes were given, their negative log-likelihoods.
         """
-        engine, packed, config = self._engine, self._engine._packed, self._engine.model.config
-        device, length, rows = engine.device, piece.stop - piece.start, self._num_rows
-        codes = torch.full(
-            (rows, engine.lookback + length), engine.model.q_zero, dtype=torch.int32, device=device
-        )
-        codes[: self.num, : engine.lookback] = self._history
-        if given is not None:
-            codes[: self.num, engine.lookback :] = given.to(device)
-        nll = torch.zeros(rows, 0 if given is None else length, device=device)
-        self._buffers["narrow"][0] = self._vectors[0]
+        packed, config, device = self._packed, self.model.config, self.device
+        num, length = codes.shape
+        shapes = tiles(num, packed.dim, packed.codes, self._blocks, self._dtype, self._shared_memory)
+        rows = round_up(num, shapes.BM)
+
+        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        def padded(values: Tensor) -> Tensor:
+            """``[num, …]`` to ``[rows, …]`` on the device."""
+            return F.pad(values, (0, 0) * (values.dim() - 1) + (0, rows - num)).to(device)
+
+        is_lstm = config.rnn == "lstm"
+        # Hidden vectors and, of an LSTM, cell states, [S, tiers, n_rnn, rows, D].
+        vectors = zeros(2 if is_lstm else 1, len(config.frame_sizes), config.n_rnn, rows, packed.dim)
+        for tier, found in enumerate(state.network.rnn):  # [B, S, n_rnn, D]
+            vectors[:, tier, :, :num, : config.dim] = found.permute(1, 2, 0, 3)
+        narrow = zeros(2, *vectors.shape[1:], dtype=self._dtype)
+        narrow[0] = vectors[0]
+        past_and_new = torch.cat([state.network.history, codes.to(device)], dim=1).int()
+        past_and_new = F.pad(past_and_new, (0, 0, 0, rows - num), value=self.model.q_zero)
+        nll = zeros(rows, length if is_given else 0)
+        seed = draws.seed
         launch(
-            engine._blocks,
+            self._blocks,
             device,
             **packed.tensors,
-            **self._buffers,
-            codes=codes,
+            codes=past_and_new,
+            hidden=vectors[0],
+            cell=vectors[-1],
+            narrow=narrow,
+            tier_input=zeros(rows, packed.dim, dtype=self._dtype),
+            conditioning=zeros(packed.ratios, rows, packed.dim),
+            first=zeros(rows, packed.dim, dtype=self._dtype),
+            second=zeros(rows, packed.dim, dtype=self._dtype),
+            logits=zeros(rows, packed.codes),
             nll=nll,
-            inverse_temperatures=self._inverse_temperatures[:, piece].contiguous().to(device),
-            positions=(self._positions + piece.start).to(device),
-            streams=self._numbers.to(device),
-            seeds=self._seed.to(device),
-            filters=self._filters.to(device),
-            counter=torch.zeros(1, dtype=torch.int32, device=device),
-            num=self.num,
+            inverse_temperatures=padded(torch.from_numpy(draws.inverse_temperatures())),
+            positions=padded(state.position),
+            streams=padded(torch.tensor(draws.streams)),
+            seeds=torch.tensor([seed - (1 << 64) if seed >> 63 else seed], device=device),
+            filters=padded(torch.from_numpy(draws.filters)),
+            counter=zeros(1, dtype=torch.int32),
+            num=num,
             num_rows=rows,
             length=length,
             TIERS=tuple(packed.tiers),
@@ -285,19 +220,15 @@ class _Streams:
             D=packed.dim,
             Q=packed.codes,
             Q_LEVELS=config.q_levels,
-            IS_LSTM=config.rnn == "lstm",
-            IS_GIVEN=given is not None,
-            IS_FILTERED=self._is_filtered,
-            **self._tiles._asdict(),
+            IS_LSTM=is_lstm,
+            IS_GIVEN=is_given,
+            IS_FILTERED=draws.is_filtered,
+            **shapes._asdict(),
         )
-        self._history = codes[: self.num, -engine.lookback :].long()
-        return codes[: self.num, engine.lookback :].cpu().long(), nll[: self.num].cpu()
-
-    def exported(self) -> EngineState:
-        """The network's state after the last sample."""
-        dim, num = self._engine.model.config.dim, self.num
-        vectors = self._vectors[:, :, :, :num, :dim].permute(1, 3, 0, 2, 4)  # [tiers, B, S, n_rnn, D]
-        return EngineState(State(self._history, tuple(vectors.unbind())), self._positions[:num])
+        codes.copy_(past_and_new[:num, self.lookback :])
+        after = vectors[:, :, :, :num, : config.dim].permute(1, 3, 0, 2, 4)  # [tiers, B, S, n_rnn, D]
+        network = State(past_and_new[:num, -self.lookback :].long(), tuple(after.unbind()))
+        return EngineState(network, state.position + length), nll[:num].cpu()
 
 
 def launch(blocks: int, device: torch.device, **arguments: Any) -> None:
@@ -306,7 +237,7 @@ def launch(blocks: int, device: torch.device, **arguments: Any) -> None:
         cuda_program.advance[(blocks,)](**arguments)
         return
     said = "compiling the engine for this GPU: once for each kind of request, some seconds each …"
-    notice = threading.Timer(2.0, lambda: print(said, file=sys.stderr, flush=True))
+    notice = threading.Timer(2.0, say, (said,))
     notice.start()
     try:
         with torch.cuda.device(device):
@@ -351,7 +282,6 @@ def tiles(num: int, dim: int, codes: int, blocks: int, dtype: torch.dtype, share
         BK_QUARTER=min(16 if wide else 32 if few and not is_roomy else 64, whole // 4),
         BD=min(256, whole),
         STAGES=4 if few and is_roomy else 3,
-        IS_PAIR=num >= 512 and not wide,
     )
 
 

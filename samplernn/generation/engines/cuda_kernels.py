@@ -40,7 +40,7 @@ def wait(counter, target):
 
 
 @triton.jit
-def some(at, rows, num, IS_MASKED: tl.constexpr):
+def load_rows(at, rows, num, IS_MASKED: tl.constexpr):
     """What lies there, ``[rows, …]``; of few streams only their rows are read, the others are zero."""
     if IS_MASKED:
         return tl.load(at, rows[:, None] < num, 0.0)
@@ -70,12 +70,14 @@ def product(
     third = tl.zeros((BM, BN), tl.float32)
     fourth = tl.zeros((BM, BN), tl.float32)
     for k in tl.range(0, quarter, BK, num_stages=STAGES):
-        first = tl.dot(some(x_at + k, rows, num, IS_MASKED), tl.load(w_at + k), first, input_precision="ieee")
-        part = some(x_at + (quarter + k), rows, num, IS_MASKED)
+        first = tl.dot(
+            load_rows(x_at + k, rows, num, IS_MASKED), tl.load(w_at + k), first, input_precision="ieee"
+        )
+        part = load_rows(x_at + (quarter + k), rows, num, IS_MASKED)
         second = tl.dot(part, tl.load(w_at + (quarter + k)), second, input_precision="ieee")
-        part = some(x_at + (2 * quarter + k), rows, num, IS_MASKED)
+        part = load_rows(x_at + (2 * quarter + k), rows, num, IS_MASKED)
         third = tl.dot(part, tl.load(w_at + (2 * quarter + k)), third, input_precision="ieee")
-        part = some(x_at + (3 * quarter + k), rows, num, IS_MASKED)
+        part = load_rows(x_at + (3 * quarter + k), rows, num, IS_MASKED)
         fourth = tl.dot(part, tl.load(w_at + (3 * quarter + k)), fourth, input_precision="ieee")
     return (first + second) + (third + fourth)
 
@@ -128,12 +130,13 @@ def gru(
         biases: float32 ``[2, 3, D]``.
         hidden: the same in float32; replaced.
         after: as `before`, of this step.
-        num: rows that count; see `some`.
+        num: rows that count; see `load_rows`.
     """
     rows, units, inputs = row + tl.arange(0, BM), unit + tl.arange(0, BU), tl.arange(0, BK)
     x_at = rows[:, None] * D + inputs[None, :]
     w_at = weights + units[None, :] * D + inputs[:, None]
     gate: tl.constexpr = D * D
+    # Sums of each gate over the inputs and over the hidden vector, apart, each [BM, BU].
     reset_x = tl.zeros((BM, BU), tl.float32)
     update_x = tl.zeros((BM, BU), tl.float32)
     new_x = tl.zeros((BM, BU), tl.float32)
@@ -141,14 +144,15 @@ def gru(
     update_h = tl.zeros((BM, BU), tl.float32)
     new_h = tl.zeros((BM, BU), tl.float32)
     for k in tl.range(0, D, BK, num_stages=STAGES):
-        part = some(x + x_at + k, rows, num, IS_MASKED)
+        part = load_rows(x + x_at + k, rows, num, IS_MASKED)
         reset_x = tl.dot(part, tl.load(w_at + k), reset_x, input_precision="ieee")
         update_x = tl.dot(part, tl.load(w_at + (gate + k)), update_x, input_precision="ieee")
         new_x = tl.dot(part, tl.load(w_at + (2 * gate + k)), new_x, input_precision="ieee")
-        part = some(before + x_at + k, rows, num, IS_MASKED)
+        part = load_rows(before + x_at + k, rows, num, IS_MASKED)
         reset_h = tl.dot(part, tl.load(w_at + (3 * gate + k)), reset_h, input_precision="ieee")
         update_h = tl.dot(part, tl.load(w_at + (4 * gate + k)), update_h, input_precision="ieee")
         new_h = tl.dot(part, tl.load(w_at + (5 * gate + k)), new_h, input_precision="ieee")
+    # The gates, then the new hidden vector, unit by unit.
     bias = biases + units
     reset = tl.sigmoid(reset_x + reset_h + (tl.load(bias) + tl.load(bias + 3 * D))[None, :])
     update = tl.sigmoid(update_x + update_h + (tl.load(bias + D) + tl.load(bias + 4 * D))[None, :])
@@ -174,6 +178,7 @@ def lstm(
     x_at = rows[:, None] * D + inputs[None, :]
     w_at = weights + units[None, :] * D + inputs[:, None]
     gate: tl.constexpr = D * D
+    # Sums of each gate over the inputs and over the hidden vector, apart, each [BM, BU].
     in_x = tl.zeros((BM, BU), tl.float32)
     keep_x = tl.zeros((BM, BU), tl.float32)
     new_x = tl.zeros((BM, BU), tl.float32)
@@ -183,16 +188,17 @@ def lstm(
     new_h = tl.zeros((BM, BU), tl.float32)
     out_h = tl.zeros((BM, BU), tl.float32)
     for k in tl.range(0, D, BK, num_stages=STAGES):
-        part = some(x + x_at + k, rows, num, IS_MASKED)
+        part = load_rows(x + x_at + k, rows, num, IS_MASKED)
         in_x = tl.dot(part, tl.load(w_at + k), in_x, input_precision="ieee")
         keep_x = tl.dot(part, tl.load(w_at + (gate + k)), keep_x, input_precision="ieee")
         new_x = tl.dot(part, tl.load(w_at + (2 * gate + k)), new_x, input_precision="ieee")
         out_x = tl.dot(part, tl.load(w_at + (3 * gate + k)), out_x, input_precision="ieee")
-        part = some(before + x_at + k, rows, num, IS_MASKED)
+        part = load_rows(before + x_at + k, rows, num, IS_MASKED)
         in_h = tl.dot(part, tl.load(w_at + (4 * gate + k)), in_h, input_precision="ieee")
         keep_h = tl.dot(part, tl.load(w_at + (5 * gate + k)), keep_h, input_precision="ieee")
         new_h = tl.dot(part, tl.load(w_at + (6 * gate + k)), new_h, input_precision="ieee")
         out_h = tl.dot(part, tl.load(w_at + (7 * gate + k)), out_h, input_precision="ieee")
+    # The gates, then the new cell state and hidden vector, unit by unit.
     bias = biases + units
     let_in = tl.sigmoid(in_x + in_h + (tl.load(bias) + tl.load(bias + 4 * D))[None, :])
     keep = tl.sigmoid(keep_x + keep_h + (tl.load(bias + D) + tl.load(bias + 5 * D))[None, :])
@@ -252,20 +258,20 @@ def drawn(
     weight = tl.exp((logit - highest[:, None]) * inverse_temperature[:, None])
     weight = tl.where(code[None, :] < Q_LEVELS, weight, 0.0)
     if FILTERED:
-        weight = kept(logits, rows, weight, highest, inverse_temperature, filters, Q)
+        weight = filtered(logits, rows, weight, highest, inverse_temperature, filters, Q)
     cumulative = tl.cumsum(weight, axis=1)
     target = uniform * tl.max(cumulative, axis=1)
     is_possible = weight > 0
-    is_beyond = is_possible & (cumulative > target[:, None])
-    # Rounding may leave none beyond the target; and as sums run in a tree, one of weight zero may be.
+    is_above = is_possible & (cumulative > target[:, None])
+    # Rounding may leave none above the target; and as sums run in a tree, one of weight zero may be.
     last = tl.max(tl.where(is_possible, code[None, :], 0), axis=1)
-    chosen = tl.minimum(tl.min(tl.where(is_beyond, code[None, :], Q), axis=1), last)
+    chosen = tl.minimum(tl.min(tl.where(is_above, code[None, :], Q), axis=1), last)
     likeliest = tl.min(tl.where(logit == highest[:, None], code[None, :], Q_LEVELS - 1), axis=1)
     return tl.where(inverse_temperature == 0, likeliest, chosen)
 
 
 @triton.jit
-def kept(logits, rows, weight, highest, inverse_temperature, filters, Q: tl.constexpr):
+def filtered(logits, rows, weight, highest, inverse_temperature, filters, Q: tl.constexpr):
     """The weights ``[rows, Q]`` without those that top-k or top-p leave out.
 
     A code stays if fewer than top_k are more probable, and if those before it in the order of probability
@@ -291,7 +297,7 @@ def kept(logits, rows, weight, highest, inverse_temperature, filters, Q: tl.cons
 
 
 @triton.jit
-def surprise(logits, rows, codes, Q: tl.constexpr):
+def negative_log_likelihood(logits, rows, codes, Q: tl.constexpr):
     """Negative log-likelihood of a code for each row, in nats."""
     code = tl.arange(0, Q)
     logit = tl.load(logits + rows[:, None] * Q + code[None, :])
@@ -302,7 +308,7 @@ def surprise(logits, rows, codes, Q: tl.constexpr):
 
 
 @triton.jit
-def meet(counter, target):
+def wait_for_all(counter, target):
     """All blocks wait for each other; returns the next target."""
     target += tl.num_programs(0)
     arrive(counter)
@@ -311,7 +317,7 @@ def meet(counter, target):
 
 
 @triton.jit
-def resident(weights, column, K: tl.constexpr, BN: tl.constexpr):
+def quarters_of(weights, column, K: tl.constexpr, BN: tl.constexpr):
     """The weights of some columns as `product_of_one` takes them, ``[4, K / 4, BN]``."""
     quarter: tl.constexpr = K // 4
     part, inputs, columns = tl.arange(0, 4), tl.arange(0, quarter), column + tl.arange(0, BN)
@@ -320,42 +326,10 @@ def resident(weights, column, K: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def product_of_pair(
-    x, weights, row, column, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    """Two tiles of `product`, one below the other, to the last bit: weights that are read serve both."""
-    rows, columns, inputs = row + tl.arange(0, BM), column + tl.arange(0, BN), tl.arange(0, BK)
-    x_at = x + rows[:, None] * K + inputs[None, :]
-    w_at = weights + columns[None, :] * K + inputs[:, None]
-    first, first_below = chain_of_pair(x_at, w_at, 0, K, BM, BN, BK, STAGES)
-    second, second_below = chain_of_pair(x_at, w_at, K // 4, K, BM, BN, BK, STAGES)
-    left, left_below = first + second, first_below + second_below
-    third, third_below = chain_of_pair(x_at, w_at, K // 2, K, BM, BN, BK, STAGES)
-    fourth, fourth_below = chain_of_pair(x_at, w_at, 3 * K // 4, K, BM, BN, BK, STAGES)
-    return left + (third + fourth), left_below + (third_below + fourth_below)
-
-
-@triton.jit
-def chain_of_pair(
-    x_at, w_at, START: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    """The sums over a quarter of the inputs, of two tiles."""
-    tile = tl.zeros((BM, BN), tl.float32)
-    below = tl.zeros((BM, BN), tl.float32)
-    for k in tl.range(START, START + K // 4, BK, num_stages=STAGES):
-        weight = tl.load(w_at + k)
-        tile = tl.dot(tl.load(x_at + k), weight, tile, input_precision="ieee")
-        below = tl.dot(tl.load(x_at + (BM * K + k)), weight, below, input_precision="ieee")
-    return tile, below
-
-
-@triton.jit
 def linear(
     x, weights, biases, out, num, num_rows, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, K: tl.constexpr,
     IS_RECTIFIED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
-    IS_MASKED: tl.constexpr, IS_PAIR: tl.constexpr,
+    IS_MASKED: tl.constexpr,
 ):  # fmt: skip
     """This block's share of ``out = x @ weights.T + biases``, rectified or not.
 
@@ -364,33 +338,20 @@ def linear(
         weights: ``[COLUMNS, K]``.
         biases: float32 ``[COLUMNS]``.
         out: ``[COLUMNS / WIDTH, num_rows, WIDTH]``.
-        num: rows that count; see `some`.
-        IS_PAIR: two tiles of rows at a time; num_rows is a multiple of both.
+        num: rows that count; see `load_rows`.
     """
-    row_tiles = num_rows // (2 * BM if IS_PAIR else BM)
+    row_tiles = num_rows // BM
     tile = tl.program_id(0)
     while tile < row_tiles * (COLUMNS // BN):
-        row, column = tile % row_tiles * (2 * BM if IS_PAIR else BM), tile // row_tiles * BN
+        row, column = tile % row_tiles * BM, tile // row_tiles * BN
+        total = product(x, weights, row, column, num, K, BM, BN, BK, STAGES, IS_MASKED)
+        rows, columns = row + tl.arange(0, BM), tl.arange(0, BN)
+        total += tl.load(biases + column + columns)[None, :]
+        if IS_RECTIFIED:
+            total = tl.maximum(total, 0.0)
         here = out + column // WIDTH * (num_rows * WIDTH) + column % WIDTH
-        bias = biases + column
-        if IS_PAIR:
-            total, below = product_of_pair(x, weights, row, column, K, BM, BN, BK, STAGES)
-            put(total, bias, here, row, WIDTH, IS_RECTIFIED)
-            put(below, bias, here, row + BM, WIDTH, IS_RECTIFIED)
-        else:
-            total = product(x, weights, row, column, num, K, BM, BN, BK, STAGES, IS_MASKED)
-            put(total, bias, here, row, WIDTH, IS_RECTIFIED)
+        tl.store(here + rows[:, None] * WIDTH + columns[None, :], total.to(out.dtype.element_ty))
         tile += tl.num_programs(0)
-
-
-@triton.jit
-def put(total, biases, out, row, WIDTH: tl.constexpr, IS_RECTIFIED: tl.constexpr):
-    """Add the bias to a tile and store it; `biases` and `out` begin at its first column."""
-    rows, columns = row + tl.arange(0, total.shape[0]), tl.arange(0, total.shape[1])
-    total += tl.load(biases + columns)[None, :]
-    if IS_RECTIFIED:
-        total = tl.maximum(total, 0.0)
-    tl.store(out + rows[:, None] * WIDTH + columns[None, :], total.to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -399,7 +360,7 @@ def product_of_one(x, weights, BN: tl.constexpr):
 
     Args:
         x: ``[4, K / 4]``.
-        weights: `resident`.
+        weights: `quarters_of`.
 
     Returns:
         float32 ``[16, BN]``: sixteen times the same row, as the instruction has sixteen.

@@ -28,13 +28,13 @@ from samplernn.generation.engines.cuda_kernels import (
     gru,
     linear,
     lstm,
-    meet,
+    negative_log_likelihood,
     product_of_one,
     project,
-    resident,
-    surprise,
+    quarters_of,
     uniforms,
     wait,
+    wait_for_all,
 )
 
 
@@ -46,7 +46,7 @@ def step_tier(
     FRAME: tl.constexpr, PADDED: tl.constexpr, RATIO: tl.constexpr, HAS_ABOVE: tl.constexpr,
     LAYERS: tl.constexpr, D: tl.constexpr, Q_LEVELS: tl.constexpr, IS_LSTM: tl.constexpr,
     BM: tl.constexpr, BN_UP: tl.constexpr, BU: tl.constexpr, BK: tl.constexpr, BK_QUARTER: tl.constexpr,
-    STAGES: tl.constexpr, IS_MASKED: tl.constexpr, IS_PAIR: tl.constexpr,
+    STAGES: tl.constexpr, IS_MASKED: tl.constexpr,
 ):  # fmt: skip
     """One step of a tier: project its frame, step its layers, upsample; returns the next target.
 
@@ -55,6 +55,7 @@ def step_tier(
     block, blocks = tl.program_id(0), tl.num_programs(0)
     row_tiles = num_rows // BM
     MATRICES: tl.constexpr = 8 if IS_LSTM else 6
+    # The tier's input, [num_rows, D].
     tile = block
     while tile < row_tiles * (D // BU):
         project(
@@ -63,7 +64,8 @@ def step_tier(
             BM, BU,
         )  # fmt: skip
         tile += blocks
-    target = meet(counter, target)
+    target = wait_for_all(counter, target)
+    # The layers: each reads one version of its hidden vectors and writes the other, [num_rows, D].
     version = t // FRAME % 2
     x = tier_input
     for layer in tl.static_range(LAYERS):
@@ -85,13 +87,14 @@ def step_tier(
                     x, before, weights, biases, state, after, row, unit, num, D, BM, BU, BK, STAGES, IS_MASKED
                 )
             tile += blocks
-        target = meet(counter, target)
+        target = wait_for_all(counter, target)
         x = after
+    # Conditioning for all steps of the tier below, [RATIO, num_rows, D].
     linear(
         x, upsampling, upsampling_biases, conditioning, num, num_rows, RATIO * D, D, D, False, BM, BN_UP,
-        BK_QUARTER, STAGES, IS_MASKED, IS_PAIR,
+        BK_QUARTER, STAGES, IS_MASKED,
     )  # fmt: skip
-    return meet(counter, target)
+    return wait_for_all(counter, target)
 
 
 @triton.jit(do_not_specialize=["num", "num_rows", "length"])
@@ -109,7 +112,7 @@ def advance(
     Q_LEVELS: tl.constexpr, IS_LSTM: tl.constexpr, IS_ALONE: tl.constexpr, IS_MASKED: tl.constexpr,
     IS_GIVEN: tl.constexpr, IS_FILTERED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BN_UP: tl.constexpr, BN_OUT: tl.constexpr, BU: tl.constexpr, BK: tl.constexpr, BK_QUARTER: tl.constexpr,
-    BD: tl.constexpr, STAGES: tl.constexpr, IS_PAIR: tl.constexpr,
+    BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Advance all streams by `length` samples.
 
@@ -148,7 +151,7 @@ def advance(
             `upsampling`).
         IS_ALONE: one stream: every block draws and adds up the first layer for itself, which saves two
             meetings per sample, and keeps its share of the MLP's weights in shared memory.
-        IS_MASKED: few streams: see `some`.
+        IS_MASKED: few streams: see `load_rows`.
     """
     block, blocks = tl.program_id(0), tl.num_programs(0)
     N_TIERS: tl.constexpr = len(TIERS)
@@ -161,8 +164,8 @@ def advance(
     target = 0
     if IS_ALONE:
         quarters = tl.arange(0, 4)[:, None] * (D // 4) + tl.arange(0, D // 4)[None, :]  # all units
-        hidden_tile = resident(hidden_weights, block * BN % D, D, BN)
-        output_tile = resident(output_weights, block * BN_OUT % Q, D, BN_OUT)
+        hidden_tile = quarters_of(hidden_weights, block * BN % D, D, BN)
+        output_tile = quarters_of(output_weights, block * BN_OUT % Q, D, BN_OUT)
         early = gathered_by_one(codes + (LOOKBACK - FASTEST), table, quarters, FASTEST - 1, Q_LEVELS, D)
         latest = tl.load(codes + (LOOKBACK - 1))
         # Compared as a vector: the interpreter of Triton 3.9 takes no scalar for a mask.
@@ -173,7 +176,8 @@ def advance(
         now = codes + LOOKBACK + t
         if IS_ALONE:  # noqa: SIM102 (a condition of its own, so that the compiler sees that it is constant)
             if t % FASTEST == 0:
-                target = meet(counter, target)  # the last code is written by one block
+                target = wait_for_all(counter, target)  # the last code is written by one block
+        # The tiers whose frame begins, slowest first.
         for tier in tl.static_range(N_TIERS):
             if t % TIERS[tier][0] == 0:
                 above = conditioning
@@ -190,19 +194,21 @@ def advance(
                     conditioning + TIERS[tier][4] * (num_rows * D), counter, target, num, num_rows,
                     code_stride, N_TIERS * LAYERS * num_rows * D, TIERS[tier][0], TIERS[tier][1],
                     TIERS[tier][2], tier > 0, LAYERS, D, Q_LEVELS, IS_LSTM, BM, BN_UP, BU, BK, BK_QUARTER,
-                    STAGES, IS_MASKED, IS_PAIR,
+                    STAGES, IS_MASKED,
                 )  # fmt: skip
+        # The sample-level MLP and the draw.
         above = conditioning + (TIERS[N_TIERS - 1][4] + t % FASTEST) * (num_rows * D)
         if IS_ALONE:
             x = early + tl.load(table + ((FASTEST - 1) * Q_LEVELS + latest) * D + quarters).to(tl.float32)
             x = tl.maximum(x + tl.load(above + quarters), 0.0)
+            # This block's columns of the hidden layer, then of the logits; only row 0 counts.
             is_first = (tl.arange(0, 16) == 0)[:, None]
             if block * BN < D:
                 units = block * BN + tl.arange(0, BN)
                 total = product_of_one(x, hidden_tile, BN) + tl.load(hidden_biases + units)[None, :]
                 at = second + tl.arange(0, 16)[:, None] * D + units[None, :]
                 tl.store(at, tl.maximum(total, 0.0).to(second.dtype.element_ty), is_first)
-            target = meet(counter, target)
+            target = wait_for_all(counter, target)
             if block * BN_OUT < Q:
                 columns = block * BN_OUT + tl.arange(0, BN_OUT)
                 total = product_of_one(tl.load(second + quarters), output_tile, BN_OUT)
@@ -218,7 +224,9 @@ def advance(
             wait(counter, target)
             if IS_GIVEN:
                 chosen = tl.load(now + drawing * code_stride)
-                tl.store(nll + drawing * length + t, surprise(logits, drawing, chosen, Q), is_writer)
+                tl.store(
+                    nll + drawing * length + t, negative_log_likelihood(logits, drawing, chosen, Q), is_writer
+                )
             else:
                 chosen = drawn(
                     logits, drawing, uniform, inverse_temperature, filters, Q, Q_LEVELS, IS_FILTERED
@@ -226,6 +234,7 @@ def advance(
                 tl.store(now + drawing * code_stride, chosen, is_writer & (drawing == 0))
             latest = tl.sum(tl.where(drawing == 0, chosen, 0))
         else:
+            # First layer, [num_rows, D]: conditioning and rows of the table.
             tile = block
             while tile < (num_rows // GATHERED) * (D // BD):
                 rows = tile % (num_rows // GATHERED) * GATHERED + tl.arange(0, GATHERED)
@@ -235,23 +244,25 @@ def advance(
                 x = tl.maximum(x + tl.load(above + at), 0.0)
                 tl.store(first + at, x.to(first.dtype.element_ty))
                 tile += blocks
-            target = meet(counter, target)
+            target = wait_for_all(counter, target)
+            # Hidden layer, [num_rows, D], then logits, [num_rows, Q].
             linear(
                 first, hidden_weights, hidden_biases, second, num, num_rows, D, D, D, True, BM, BN,
-                BK_QUARTER, STAGES, IS_MASKED, IS_PAIR,
+                BK_QUARTER, STAGES, IS_MASKED,
             )  # fmt: skip
-            target = meet(counter, target)
+            target = wait_for_all(counter, target)
             linear(
                 second, output_weights, output_biases, logits, num, num_rows, Q, Q, D, False, BM, BN_OUT,
-                BK_QUARTER, STAGES, IS_MASKED, IS_PAIR,
+                BK_QUARTER, STAGES, IS_MASKED,
             )  # fmt: skip
-            target = meet(counter, target)
+            target = wait_for_all(counter, target)
+            # A code of each stream, DRAWN at a time.
             tile = block
             while tile < num_rows // DRAWN:
                 rows = tile * DRAWN + drawing
                 if IS_GIVEN:
                     chosen = tl.load(now + rows * code_stride)
-                    tl.store(nll + rows * length + t, surprise(logits, rows, chosen, Q))
+                    tl.store(nll + rows * length + t, negative_log_likelihood(logits, rows, chosen, Q))
                 else:
                     uniform = uniforms(seed, tl.load(streams + rows), tl.load(positions + rows) + t)
                     inverse_temperature = tl.load(inverse_temperatures + rows * length + t)
@@ -260,5 +271,5 @@ def advance(
                     )
                     tl.store(now + rows * code_stride, chosen)
                 tile += blocks
-            target = meet(counter, target)
+            target = wait_for_all(counter, target)
         t += 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from samplernn.generation.engines.base import projection
+from samplernn.generation.engines.base import projection, round_up
 from samplernn.generation.engines.cuda_kernels import IMPOSSIBLE
 from samplernn.model.cells.torch_layer import TorchLayer
 from samplernn.model.network import SampleRNN
@@ -73,11 +73,6 @@ class Packed:
         self.tensors = {
             name: tensor.detach().to(device, torch.float32).contiguous() for name, tensor in exact.items()
         } | {name: tensor.detach().to(device, dtype).contiguous() for name, tensor in rounded.items()}
-
-
-def round_up(count: int, unit: int) -> int:
-    """The next multiple of `unit`."""
-    return -(-count // unit) * unit
 
 
 def _present(bias: Tensor | None) -> Tensor:

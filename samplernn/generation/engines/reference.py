@@ -11,6 +11,7 @@ other in memory is a whole number of vectors (what torch does with a remainder m
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from samplernn.generation.engines.base import EngineState, heard, require_one
+from samplernn.generation.engines.base import Engine, EngineState
 from samplernn.generation.sampling import DrawArrays, draw
 from samplernn.model.network import FrameLevelTier, SampleRNN, State, gather_and_add
 
@@ -29,92 +30,67 @@ _LINE = 16
 _VECTOR = 64
 """Elements that are a whole number of vectors on any processor, also where torch takes several at once."""
 
-ChooseCode = Callable[[int, Tensor], Tensor]
-"""Maps (sample index within the call, logits ``[B, Q]``) to codes ``[B, 1]``."""
+ChooseCode = Callable[[slice, int, Tensor], Tensor]
+"""Maps (rows, sample index within the call, logits ``[rows, Q]``) to codes ``[rows, 1]``."""
 
 
-class ReferenceEngine:
-    """See `samplernn.generation.engines.base.Engine`."""
+class ReferenceEngine(Engine):
+    """Serves every model, in float32, on the CPU.
+
+    Args:
+        model: the network; it is copied.
+    """
 
     name = "reference"
-    dtype = "float32"
 
     def __init__(self, model: SampleRNN) -> None:
-        self.model = model.folded().float().cpu()
-        self.lookback = model.lookback
+        super().__init__(model, "float32")
         self._rows_per_group, self._unit = grouping(model.config.dim)
-        mlp = self.model.sample_level_mlp
-        self._table = mlp.table().detach().contiguous()  # [frame, q, D]
+        self._table = self.model.sample_level_mlp.table().detach().contiguous()  # [frame, q, D]
         self.start(1)
 
     @torch.inference_mode()
-    def start(self, num_streams: int) -> None:
-        position = torch.zeros(num_streams, dtype=torch.int64)
-        self._state = EngineState(self.model.initial_state(num_streams), position)
-
-    @torch.inference_mode()
-    def prefill(self, codes: Tensor) -> None:
-        require_one(self._state)
-        self._state = heard(self.model, self._state, codes)
-
-    @torch.inference_mode()
     def advance(self, draws: DrawArrays) -> Tensor:
-        uniforms = torch.from_numpy(draws.uniforms(self._state.position))
+        position = self._state.position
+        uniforms = torch.from_numpy(draws.uniforms(position))  # [B, length]
         temperatures, filters = torch.from_numpy(draws.temperature), torch.from_numpy(draws.filters)
 
-        def choose(rows: slice) -> ChooseCode:
-            uniform, temperature = uniforms[rows], temperatures[rows]
-            return lambda t, logits: draw(
-                logits, uniform[:, t : t + 1], temperature[:, t : t + 1], filters[rows]
-            )
+        def choose(rows: slice, t: int, logits: Tensor) -> Tensor:
+            uniform, temperature = uniforms[rows, t : t + 1], temperatures[rows, t : t + 1]
+            return draw(logits, uniform, temperature, filters[rows])
 
         codes = self._step_all(draws.length, choose)
-        self._state = EngineState(self._state.network, self._state.position + draws.length)
+        self._state = EngineState(self._state.network, position + draws.length)
         return codes
 
     @torch.inference_mode()
     def score(self, codes: Tensor) -> Tensor:
         nll = torch.empty(codes.shape)
 
-        def choose(rows: slice) -> ChooseCode:
-            def given(t: int, logits: Tensor) -> Tensor:
-                code = codes[rows, t : t + 1]
-                nll[rows, t : t + 1] = -logits.log_softmax(-1).gather(1, code)
-                return code
+        def take_given(rows: slice, t: int, logits: Tensor) -> Tensor:
+            code = codes[rows, t : t + 1]
+            nll[rows, t : t + 1] = -logits.log_softmax(-1).gather(1, code)
+            return code
 
-            return given
-
-        self._step_all(codes.shape[1], choose)
+        self._step_all(codes.shape[1], take_given)
         return nll
 
-    def export_state(self) -> EngineState:
-        network = self._state.network
-        return EngineState(
-            State(network.history.clone(), tuple(tier.clone() for tier in network.rnn)),
-            self._state.position,
-        )
-
-    def import_state(self, state: EngineState) -> None:
-        self._state = state
-
-    def _step_all(self, length: int, choose: Callable[[slice], ChooseCode]) -> Tensor:
+    def _step_all(self, length: int, choose: ChooseCode) -> Tensor:
         """Advance every stream by `length`, group by group; returns the codes ``[B, length]``."""
-        if length % self.lookback:
-            raise ValueError(f"length {length} is not a multiple of the largest frame, {self.lookback}")
-        network = self._state.network
-        num_streams = len(network.history)
+        self._require_whole_frames(length)
         codes, states = [], []
-        for first in range(0, num_streams, self._rows_per_group):
+        for first in range(0, len(self._state.position), self._rows_per_group):
             rows = slice(first, first + self._rows_per_group)
-            group_codes, group_state = self._step(length, _rows(network, rows), choose(rows))
+            group = self._state.rows(rows)
+            group_codes, network = self._step(length, group.network, functools.partial(choose, rows))
             codes.append(group_codes)
-            states.append(group_state)
-        rnn = tuple(torch.cat(tiers) for tiers in zip(*(state.rnn for state in states), strict=True))
-        history = torch.cat([state.history for state in states])
-        self._state = EngineState(State(history, rnn), self._state.position)
+            states.append(group._replace(network=network))
+        self._state = EngineState.joined(states)
         return torch.cat(codes)
 
-    def _step(self, length: int, state: State, choose: ChooseCode) -> tuple[Tensor, State]:
+    def _step(
+        self, length: int, state: State, choose: Callable[[int, Tensor], Tensor]
+    ) -> tuple[Tensor, State]:
         """Advance one group of rows; `choose` gives each next code."""
         tiers, mlp = self.model.tiers(), self.model.sample_level_mlp
         fastest = tiers[-1].frame_size
@@ -179,7 +155,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return torch.bmm(x[:, None], matrices)[:, 0]
     return torch.baddbmm(bias.expand(num_rows, 1, -1), x[:, None], matrices)[:, 0]
-
-
-def _rows(state: State, rows: slice) -> State:
-    return State(state.history[rows], tuple(tier[rows] for tier in state.rnn))
