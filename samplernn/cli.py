@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from samplernn import __version__, signals
 from samplernn.config import Config, UserError, let_everything_be_printed, to_dict
+from samplernn.messages import say
 
 if TYPE_CHECKING:
     from samplernn.insight.activations import Activations
@@ -24,6 +25,20 @@ if TYPE_CHECKING:
     from samplernn.model.checkpoint import Checkpoint
 
 Verb = Callable[[list[str]], int]
+VERBS: dict[str, Verb] = {}
+"""What a person can type, in the order of the help."""
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def _argument(*names: str, **settings: Any) -> Argument:
+    """The arguments of `add_argument`."""
+    return names, settings
+
+
+_CHECKPOINT = "a .ckpt file, a run directory or an exported directory"
+_JSON = _argument("--json", action="store_true", help="print one JSON object")
+_CACHE_DIR = _argument("--cache-dir", help="for decoded audio (default: the user's cache folder)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +46,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}  (see {self.prog} --help)")
+
+
+def verb(
+    *arguments: Argument, description: str | None = None
+) -> Callable[[Callable[[argparse.Namespace], int]], Verb]:
+    """Decorate what a command does with its parsed arguments; its docstring is the line in the help."""
+
+    def named(run: Callable[[argparse.Namespace], int]) -> Verb:
+        def parse_and_run(argv: list[str]) -> int:
+            parser = Parser(prog=f"samplernn {run.__name__}", description=description or run.__doc__)
+            for names, settings in arguments:
+                parser.add_argument(*names, **settings)
+            return run(parser.parse_args(argv))
+
+        parse_and_run.__doc__ = run.__doc__
+        VERBS[run.__name__] = parse_and_run
+        return parse_and_run
+
+    return named
 
 
 def doctor(argv: list[str]) -> int:
@@ -124,94 +158,43 @@ def _overfit_check(folder: str, config: Config, quiet: bool) -> int:
     try:
         check = overfit_check(folder, config, quiet)
     except Interrupted as interrupted:
-        _say(f"\nstopped by {interrupted}")
+        say(f"\nstopped by {interrupted}")
         return 128 + interrupted.signal_number
     print(check.verdict)
     return 0 if check.is_healthy else 1
 
 
-def _generation_parser(verb: str, description: str, duration: str) -> Parser:
-    """The options that `generate` and `play` share; what is not given is absent from the result."""
+def generation_parser(verb: str, description: str, **chosen: Any) -> Parser:
+    """The parser of `generate` or `play`; what is not given is absent from its result.
+
+    Args:
+        verb: its name.
+        description: what it does.
+        **chosen: see `arguments.add_options`.
+    """
+    from samplernn.generation.arguments import add_options
+    from samplernn.generation.request import Options, Output
+
     parser = Parser(
         prog=f"samplernn {verb}",
         description=f"{description} Not said: as in --like, else as in --from-state, else the default.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        help="a .ckpt file, a run directory or an exported directory (with --like: default as it was)",
-    )
-    what = parser.add_argument_group("what")
-    what.add_argument("--duration", type=float, help=f"seconds per stream, or inf (default: {duration})")
-    what.add_argument("--seed", type=int, help="stream i of a seed is always the same (default: 0)")
-    what.add_argument(
-        "--temperature",
-        nargs="+",
-        metavar="T",
-        help="default: 0.95; 0 is greedy. "
-        "A number, or an envelope SECONDS:T,SECONDS:T,…; several: one per stream",
-    )
-    what.add_argument("--top-k", type=int, help="keep only the k most probable codes")
-    what.add_argument("--top-p", type=float, help="keep the most probable codes up to this mass")
-    what.add_argument(
-        "--prompt",
-        nargs="+",
-        metavar="FILE",
-        help="a recording that the streams continue; several, or a folder: one per stream",
-    )
-    what.add_argument("--include-prompt", action="store_true", help="let the audio begin with the prompt")
-    what.add_argument(
-        "--on-trap",
-        choices=["off", "warn", "cool", "rewind"],
-        help="silence, noise or a loop: do not look, warn (default), change the temperature for a while, "
-        "or go back before it and try again (audio then comes 4 s late)",
-    )
-    what.add_argument("--like", metavar="FILE", help="the .json beside generated audio, or that audio: again")
-    state = parser.add_argument_group("states")
-    state.add_argument("--save-state", metavar="FILE", help="where the streams stand at the end")
-    state.add_argument("--every", type=float, metavar="SECONDS", help="save it on the way, too")
-    state.add_argument(
-        "--from-state",
-        metavar="FILE",
-        help="go on from there; with another --seed or more streams: branch off",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--engine", help="auto (the GPU if there is one), cuda, cpu or reference")
-    how.add_argument("--dtype", help="auto, int8, bfloat16 or float32")
-    how.add_argument(
-        "--quiet", action="store_true", help="print only errors (and, of files that are written, their paths)"
-    )
+    parser.add_argument("checkpoint", nargs="?", help=f"{_CHECKPOINT} (with --like: default as it was)")
+    add_options(parser, Output, Options, **chosen)
     return parser
 
 
 def generate(argv: list[str]) -> int:
     """Generate audio from a checkpoint."""
-    parser = _generation_parser("generate", "Generate audio from a checkpoint.", "10")
-    parser.add_argument(
-        "--num", type=int, help="number of streams (default: that of prompts, temperatures or states; else 1)"
-    )
-    parser.add_argument("--stream", type=int, help="only the stream of this number, instead of --num")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--out",
-        help="a folder; a .wav, .flac or .ogg file; - for a pipe (default: a new folder below generated/)",
-    )
-    output.add_argument(
-        "--format",
-        dest="form",
-        choices=["wav", "flac", "ogg", "au", "raw"],
-        help="in a folder: wav (default), flac, ogg; in a pipe: au (default), raw (16 bits, little-endian)",
-    )
-    output.add_argument("--overwrite", action="store_true", help="replace existing files")
-    arguments = vars(parser.parse_args(argv))
+    arguments = vars(generation_parser("generate", str(generate.__doc__)).parse_args(argv))
 
     from samplernn.audio.sinks import PipeClosed, PipeSink
-    from samplernn.generation.files import generate
+    from samplernn.generation.files import generate as write_audio
 
     checkpoint = _checkpoint(arguments)
     if arguments.get("out") != "-":
-        for path in generate(checkpoint, **arguments):
+        for path in write_audio(checkpoint, **arguments):
             print(path)
         return 0
     form = arguments.pop("form", "au")
@@ -223,20 +206,20 @@ def generate(argv: list[str]) -> int:
         sys.stdout.buffer, sample_rate, form, tags["comment"]
     )
     try:
-        generate(checkpoint, **arguments)
+        write_audio(checkpoint, **arguments)
     except PipeClosed as closed:  # often it is what the user wanted
-        _say(f"stopped: {closed.problem}")
+        say(f"stopped: {closed.problem}")
         return 141
     return 0
 
 
 def play(argv: list[str]) -> int:
     """Play a checkpoint through the loudspeakers."""
-    parser = _generation_parser("play", "Play a checkpoint through the loudspeakers.", "until Ctrl-C")
-    arguments = vars(parser.parse_args(argv))
+    chosen = {"without": ("num", "stream", "out", "form", "overwrite"), "duration": "until Ctrl-C"}
+    arguments = vars(generation_parser("play", str(play.__doc__), **chosen).parse_args(argv))
 
     from samplernn.audio.speaker import SpeakerSink
-    from samplernn.generation.files import generate
+    from samplernn.generation.files import generate as write_audio
 
     speakers: list[SpeakerSink] = []
 
@@ -247,40 +230,42 @@ def play(argv: list[str]) -> int:
     if "like" not in arguments:
         arguments = {"duration": math.inf, "num": 1, **arguments}
     try:
-        generate(_checkpoint(arguments), **{**arguments, "out": open_speaker})
+        write_audio(_checkpoint(arguments), **arguments, out=open_speaker)
     finally:
         if speakers and (gaps := speakers[0].underruns):
-            _say(f"the sound had {gaps} gaps: the model is too large for this machine, or it is busy")
+            say(f"the sound had {gaps} gaps: the model is too large for this machine, or it is busy")
     return 0
 
 
 def _checkpoint(arguments: dict[str, Any]) -> Checkpoint:
     """Take the checkpoint from parsed arguments, else from the file that it shall be like."""
-    from samplernn.generation.settings import of_sidecar
+    from samplernn.generation.settings import read_sidecar
     from samplernn.model.checkpoint import load
 
     given = arguments.pop("checkpoint", None)
     if given is not None:
         return load(given)
     if "like" not in arguments:
-        raise UserError("give a checkpoint: a .ckpt file, a run directory or an exported directory")
-    source = of_sidecar(arguments["like"]).checkpoint
+        raise UserError(f"give a checkpoint: {_CHECKPOINT}")
+    source = read_sidecar(arguments["like"]).checkpoint
     try:
-        return load(source or "")
+        return load(source)
     except UserError as error:
         raise UserError(f"{error}. Name the checkpoint that made {arguments['like']}") from None
 
 
-def evaluate(argv: list[str]) -> int:
-    """Score a checkpoint on audio, in bits per sample, beside the baselines."""
-    parser = Parser(prog="samplernn evaluate", description="Bits per sample of a checkpoint on a folder.")
-    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
-    parser.add_argument("folder", help="of audio")
-    parser.add_argument("--split", default="test", help="test (default), validation, train, or all files")
-    parser.add_argument("--cache-dir", help="for decoded audio (default: the user's cache folder)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(argv)
+VERBS |= {"doctor": doctor, "train": train, "generate": generate, "play": play}
 
+
+@verb(
+    _argument("checkpoint", help=_CHECKPOINT),
+    _argument("folder", help="of audio"),
+    _argument("--split", default="test", help="test (default), validation, train, or all files"),
+    _CACHE_DIR,
+    _JSON,
+)
+def evaluate(options: argparse.Namespace) -> int:
+    """Score a checkpoint on audio, in bits per sample, beside the baselines."""
     from samplernn.insight.evaluate import evaluate
     from samplernn.model.checkpoint import load
     from samplernn.training.scoring import table
@@ -293,29 +278,26 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
-def export(argv: list[str]) -> int:
+@verb(
+    _argument("checkpoint", help="a .ckpt file or a run directory"),
+    _argument("directory", help="made if absent; must be empty"),
+    description="Write model.safetensors, config.yaml, README.md.",
+)
+def export(options: argparse.Namespace) -> int:
     """Write a checkpoint as a folder that explains itself."""
-    parser = Parser(prog="samplernn export", description="Write model.safetensors, config.yaml, README.md.")
-    parser.add_argument("checkpoint", help="a .ckpt file or a run directory")
-    parser.add_argument("directory", help="made if absent; must be empty")
-    options = parser.parse_args(argv)
-
     from samplernn.model.checkpoint import export, load
 
     print(export(load(options.checkpoint), options.directory))
     return 0
 
 
-def info(argv: list[str]) -> int:
+@verb(
+    _argument("checkpoint", help=_CHECKPOINT),
+    _JSON,
+    description="What a model is made of, how it was trained, and how to generate from it.",
+)
+def info(options: argparse.Namespace) -> int:
     """Say what a model is made of and how good it is."""
-    parser = Parser(
-        prog="samplernn info",
-        description="What a model is made of, how it was trained, and how to generate from it.",
-    )
-    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(argv)
-
     from samplernn.model.checkpoint import load
 
     checkpoint = load(options.checkpoint)
@@ -336,52 +318,81 @@ def info(argv: list[str]) -> int:
     return 0
 
 
-def activations(argv: list[str]) -> int:
+@verb(
+    _argument("runs", nargs="+", metavar="RUN", help="a run's folder, finished or still training"),
+    _argument(
+        "--out", metavar="FILE.html", help="default: report.html in the run's folder; of several runs, here"
+    ),
+)
+def report(options: argparse.Namespace) -> int:
+    """Write a page about a run, or several beside each other: curves, audio, settings."""
+    from samplernn.insight.report import report
+
+    print(report(options.runs, options.out))
+    return 0
+
+
+@verb(
+    _argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=_CHECKPOINT),
+    _argument("--temperature", nargs="+", metavar="T", help="numbers or envelopes (default: 0.85 0.95 1.05)"),
+    _argument(
+        "--prompt",
+        nargs="+",
+        metavar="FILE",
+        help="recordings that streams continue, beside those that continue nothing",
+    ),
+    _argument("--seeds", type=int, default=2, help="streams of each combination (default: 2)"),
+    _argument("--duration", type=float, default=5.0, help="seconds of each (default: 5)"),
+    _argument("--out", default="audition.html", metavar="FILE.html", help="default: audition.html"),
+)
+def audition(options: argparse.Namespace) -> int:
+    """Write a page with audio of checkpoints at several temperatures, prompts and seeds, best first."""
+    from samplernn.insight.audition import audition
+
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    print(audition(**given))
+    return 0
+
+
+@verb(
+    _argument("checkpoint", help=_CHECKPOINT),
+    _argument("file", help="a recording that the model listens to"),
+    _argument("--out", help="a .png file, written anew (default: activations.png; with --json: none)"),
+    _argument("--start", type=float, default=0.0, help="seconds into the recording (default: 0)"),
+    _argument("--duration", type=float, default=8.0, help="seconds to look at (default: 8)"),
+    _argument("--top", type=int, default=8, help="units to draw per tier (default: 8)"),
+    _JSON,
+)
+def activations(options: argparse.Namespace) -> int:
     """Draw the hidden units that follow loudness, onsets, pitch or phase in a recording."""
-    parser = Parser(prog="samplernn activations", description=activations.__doc__)
-    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
-    parser.add_argument("file", help="a recording that the model listens to")
-    parser.add_argument(
-        "--out", help="a .png file, written anew (default: activations.png; with --json: none)"
-    )
-    parser.add_argument("--start", type=float, default=0.0, help="seconds into the recording (default: 0)")
-    parser.add_argument("--duration", type=float, default=8.0, help="seconds to look at (default: 8)")
-    parser.add_argument("--top", type=int, default=8, help="units to draw per tier (default: 8)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(argv)
     out = _picture(options.out, options.json, "activations.png")
 
-    from samplernn.insight.activations import activations as listen
+    from samplernn.insight.activations import activations
     from samplernn.model.checkpoint import load
 
-    found = listen(load(options.checkpoint), options.file, options.start, options.duration, options.top)
+    found = activations(load(options.checkpoint), options.file, options.start, options.duration, options.top)
     return _show(found, options.json, out)
 
 
-def gradients(argv: list[str]) -> int:
+@verb(
+    _argument("checkpoint", help=_CHECKPOINT),
+    _argument("folder", help="of audio; what the model was not trained on is preferred"),
+    _argument("--out", help="a .png file, written anew (default: gradients.png; with --json: none)"),
+    _argument("--duration", type=float, default=2.0, help="seconds that gradients run back (default: 2)"),
+    _argument("--places", type=int, default=32, help="stretches of audio (default: 32)"),
+    _CACHE_DIR,
+    _JSON,
+)
+def gradients(options: argparse.Namespace) -> int:
     """Draw how far back the gradients of each tier reach."""
-    parser = Parser(prog="samplernn gradients", description=gradients.__doc__)
-    parser.add_argument("checkpoint", help="a .ckpt file, a run directory or an exported directory")
-    parser.add_argument("folder", help="of audio; what the model was not trained on is preferred")
-    parser.add_argument("--out", help="a .png file, written anew (default: gradients.png; with --json: none)")
-    parser.add_argument(
-        "--duration", type=float, default=2.0, help="seconds that gradients run back (default: 2)"
-    )
-    parser.add_argument("--places", type=int, default=32, help="stretches of audio (default: 32)")
-    parser.add_argument("--cache-dir", help="for decoded audio (default: the user's cache folder)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(argv)
     out = _picture(options.out, options.json, "gradients.png")
 
-    from samplernn.insight.gradients import gradients as run_back
+    from samplernn.insight.gradients import gradients
     from samplernn.model.checkpoint import load
 
-    found = run_back(
-        load(options.checkpoint),
-        options.folder,
-        options.duration,
-        options.places,
-        cache_dir=options.cache_dir,
+    checkpoint = load(options.checkpoint)
+    found = gradients(
+        checkpoint, options.folder, options.duration, options.places, cache_dir=options.cache_dir
     )
     return _show(found, options.json, out)
 
@@ -413,74 +424,23 @@ def _show(found: Activations | GradientReach, is_json: bool, out: Path | None) -
     return 0
 
 
-def report(argv: list[str]) -> int:
-    """Write a page about a run, or several beside each other: curves, audio, settings."""
-    parser = Parser(prog="samplernn report", description=report.__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, finished or still training")
-    parser.add_argument(
-        "--out", metavar="FILE.html", help="default: report.html in the run's folder; of several runs, here"
-    )
-    options = parser.parse_args(argv)
-
-    from samplernn.insight.report import report as write_report
-
-    print(write_report(options.runs, options.out))
-    return 0
-
-
-def audition(argv: list[str]) -> int:
-    """Write a page with audio of checkpoints at several temperatures, prompts and seeds, best first."""
-    parser = Parser(prog="samplernn audition", description=audition.__doc__)
-    parser.add_argument(
-        "checkpoints",
-        nargs="+",
-        metavar="CHECKPOINT",
-        help="a .ckpt file, a run directory or an exported directory",
-    )
-    parser.add_argument(
-        "--temperature", nargs="+", metavar="T", help="numbers or envelopes (default: 0.85 0.95 1.05)"
-    )
-    parser.add_argument(
-        "--prompt",
-        nargs="+",
-        metavar="FILE",
-        help="recordings that streams continue, beside those that continue nothing",
-    )
-    parser.add_argument("--seeds", type=int, default=2, help="streams of each combination (default: 2)")
-    parser.add_argument("--duration", type=float, default=5.0, help="seconds of each (default: 5)")
-    parser.add_argument("--out", default="audition.html", metavar="FILE.html", help="default: audition.html")
-    options = parser.parse_args(argv)
-
-    from samplernn.insight.audition import TEMPERATURES
-    from samplernn.insight.audition import audition as write_audition
-
-    print(
-        write_audition(
-            options.checkpoints,
-            options.temperature or TEMPERATURES,
-            options.prompt,
-            options.seeds,
-            options.duration,
-            options.out,
-        )
-    )
-    return 0
-
-
-def benchmark(argv: list[str]) -> int:
+@verb(
+    _argument("--preset", default="reference", help="sizes of the model (default: reference)"),
+    _argument("--what", default="generate", choices=["generate", "train"], help="default: generate"),
+    _argument("--threads", type=int, help="cores to use (default: all)"),
+    _JSON,
+    _argument("--precision", help="with --what train: a trainer.precision (default: the preset's)"),
+    _argument(
+        "--lanes", type=int, help="with --what train (default: the preset's data.batch_size; on a CPU 16)"
+    ),
+    _argument(
+        "--tbptt-len",
+        type=int,
+        help="with --what train: samples per chunk (default: the preset's; on a CPU 1024)",
+    ),
+)
+def benchmark(options: argparse.Namespace) -> int:
     """Measure how fast this machine generates or trains, and what it could do."""
-    parser = Parser(prog="samplernn benchmark", description=benchmark.__doc__)
-    parser.add_argument("--preset", default="reference", help="sizes of the model (default: reference)")
-    parser.add_argument("--what", default="generate", choices=["generate", "train"], help="default: generate")
-    parser.add_argument("--threads", type=int, help="cores to use (default: all)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    train_only = parser.add_argument_group("with --what train")
-    train_only.add_argument("--precision", help="a trainer.precision (default: the preset's)")
-    train_only.add_argument("--lanes", type=int, help="default: the preset's data.batch_size; on a CPU 16")
-    train_only.add_argument(
-        "--tbptt-len", type=int, help="samples per chunk (default: the preset's; on a CPU 1024)"
-    )
-    options = parser.parse_args(argv)
     if options.threads is not None and options.threads < 1:
         raise UserError(f"--threads must be at least 1, got {options.threads}")
     sizes = {name: getattr(options, name) for name in ("precision", "lanes", "tbptt_len")}
@@ -510,41 +470,21 @@ def benchmark(argv: list[str]) -> int:
     return 0
 
 
-def demo(argv: list[str]) -> int:
+@verb(
+    _argument("--out", default="demo-output", help="folder for the new audio (default: demo-output)"),
+    _argument("--steps", type=int, help="of training (default: those of the preset demo)"),
+)
+def demo(options: argparse.Namespace) -> int:
     """Train on the embedded clips for three minutes at most, and generate."""
-    parser = Parser(prog="samplernn demo", description=demo.__doc__)
-    parser.add_argument(
-        "--out", default="demo-output", help="folder for the new audio (default: demo-output)"
-    )
-    parser.add_argument("--steps", type=int, help="of training (default: those of the preset demo)")
-    options = parser.parse_args(argv)
-
     from samplernn.insight.demo import demo as run_demo
     from samplernn.training.callbacks import Interrupted
 
     try:
         run_demo(options.out, steps=options.steps)
     except Interrupted as interrupted:
-        _say(f"\nstopped by {interrupted}")
+        say(f"\nstopped by {interrupted}")
         return 128 + interrupted.signal_number
     return 0
-
-
-VERBS: dict[str, Verb] = {
-    "doctor": doctor,
-    "train": train,
-    "generate": generate,
-    "play": play,
-    "evaluate": evaluate,
-    "export": export,
-    "info": info,
-    "report": report,
-    "audition": audition,
-    "activations": activations,
-    "gradients": gradients,
-    "benchmark": benchmark,
-    "demo": demo,
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -577,20 +517,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return VERBS[options.verb](options.arguments)
     except UserError as error:
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # the first speaks for all
-            _say(f"error: {error}")
+            say(f"error: {error}")
         return 2
     except MemoryError as error:
-        _say(f"error: not enough memory for these sizes ({error or 'none is left'})")
+        say(f"error: not enough memory for these sizes ({error or 'none is left'})")
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush into the pipe
         return 141
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.config import UserError, one_line
+from samplernn.messages import say
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -125,7 +125,7 @@ def _mel_transform() -> MelTransform:
         from torchaudio.transforms import MelSpectrogram
     except Exception as error:  # libraries that do not fit fail in many ways
         said = f"torchaudio cannot be loaded ({error}); spectrograms are drawn without it"
-        print(one_line(said), file=sys.stderr, flush=True)
+        say(one_line(said))
         return own_mel_transform
     return lambda sample_rate, window, hop: MelSpectrogram(
         sample_rate, n_fft=window, hop_length=hop, n_mels=_MELS, f_min=_LOWEST_HZ
@@ -264,22 +264,44 @@ def long_term_spectra(
     return figure
 
 
-def curves(series: Mapping[str, Mapping[int, float]], ylabel: str = "bits per sample") -> Figure:
-    """Curves over the training step in one diagram, thick and thin by turns: of two equal ones both show.
+CURVE_COLOURS = ("#c2410c", "#2563a8", "#1f7a4d", "#86399b", "#9a6b00", "#0e7490", "#be185d", "#57534e")
+"""Of curves, in their order; the pages' style sheet has the same."""
+
+
+def curves(
+    series: Mapping[str, Mapping[int, float]],
+    ylabel: str = "bits per sample",
+    baselines: Mapping[str, float] | None = None,
+    is_log: bool = False,
+    with_dots: Collection[str] = (),
+) -> Figure:
+    """Curves over the training step in one diagram.
 
     Args:
-        series: title and, for every step, the value of each.
+        series: title and, for every step, the value of each; what is not finite is left out.
         ylabel: what the values are.
+        baselines: title and value of dashed horizontal lines.
+        is_log: whether the values are drawn on a logarithmic scale.
+        with_dots: titles of the curves whose every point is marked, such as validations.
     """
-    figure = _figure(9, 4)
+    figure = _figure(7, 4)
     axis = figure.subplots()
     for number, (title, points) in enumerate(series.items()):
-        steps, is_thin = sorted(points), number % 2 == 1
-        width, alpha = (1.2, 1.0) if is_thin else (4.5, 0.5)
-        axis.plot(steps, [points[step] for step in steps], label=title, linewidth=width, alpha=alpha)
+        known = sorted((step, value) for step, value in points.items() if np.isfinite(value))
+        colour = CURVE_COLOURS[number % len(CURVE_COLOURS)]
+        marker = "o" if title in with_dots else None
+        axis.plot(*zip(*known, strict=True), color=colour, label=_plain(title), marker=marker, markersize=4)
+    for title, value in (baselines or {}).items():
+        axis.axhline(value, color="0.4", linestyle="--", linewidth=1)
+        axis.annotate(f"{title} {value:.2f}", (1, value), (0, 3), ha="right", fontsize=8,
+                      xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+    if is_log:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}" if axis.get_ylim()[1] < 10 * axis.get_ylim()[0] else "")
     axis.set_xlabel("step")
     axis.set_ylabel(ylabel)
-    axis.grid(alpha=0.3)
+    axis.grid(alpha=0.3, which="both")
     axis.legend(frameon=False)
     return figure
 

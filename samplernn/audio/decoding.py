@@ -29,6 +29,7 @@ from samplernn.audio.files import Source
 from samplernn.audio.io import AudioError, Decoder
 from samplernn.audio.shards import Shard
 from samplernn.config import DECODE_TIMEOUT
+from samplernn.messages import say
 
 BYTES_PER_TIMEOUT = 4 * 2**20
 """Larger files than this have proportionally more time."""
@@ -86,7 +87,7 @@ def make_shards(
         if workers and sys.executable:
             return _make_in_processes(tasks, min(workers, len(tasks)), timeout, advance)
     except CannotStart as error:
-        print(f"decoding in this process: {error}", file=sys.stderr, flush=True)
+        say(f"decoding in this process: {error}")
     return {task.key: _make_here(task, advance) for task in tasks}
 
 

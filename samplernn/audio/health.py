@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from samplernn.audio.corpus import AudioFile, Corpus, Problem, Split, can_be_dealt, leaked_seconds
+from samplernn.audio.corpus import AudioFile, Corpus, Problem
+from samplernn.audio.split import Split, can_split_by_file, leaked_seconds
 
 CLIPPED_LIMIT = 1e-4
 """A file is clipped if more than this share of its frames are."""
@@ -39,7 +40,7 @@ def kept_together(corpus: Corpus) -> str | None:
     sharing = sum(len(take) for take in corpus.takes if len(take) > 1)
     if not sharing:
         return None
-    if can_be_dealt(corpus.takes):
+    if can_split_by_file(corpus.takes):
         return f"{sharing} files share audio and are kept together"
     return f"{sharing} files share audio: {ONE_RECORDING}, which cannot be kept on one side of the split"
 
@@ -58,7 +59,7 @@ def leak(corpus: Corpus, parts: Split, keep_takes_together: bool) -> str | None:
     held_out = sum(span.stop - span.start for span in (*parts.validation, *parts.test)) / corpus.sample_rate
     if not keep_takes_together:
         remedy = "leave data.keep_takes_together on"
-    elif can_be_dealt(corpus.takes):
+    elif can_split_by_file(corpus.takes):
         remedy = "the split is from before such files were kept together; a new run does so"
     else:
         remedy = f"{ONE_RECORDING}, so add others, or remove the copies"

@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from samplernn.config import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Envelope:
 
     def at(self, samples: NDArray[np.int64], sample_rate: int) -> NDArray[np.float32]:
         """Values at some samples, counted from the stream's start; float32 of the same shape."""
+        import numpy as np  # here, as the options' help needs envelopes, and must be instant
+
         times, values = zip(*self.points, strict=True)
         return np.interp(samples / sample_rate, times, values).astype(np.float32)
 

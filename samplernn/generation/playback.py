@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from threading import Lock
 from typing import Any
 
@@ -25,8 +24,7 @@ from samplernn.generation.forked import keep_to_one_thread, require_own_gpu
 from samplernn.generation.guards import HOP_SECONDS, Guard, Kind, Trap, expected_of
 from samplernn.generation.prompts import Prompt, in_pieces
 from samplernn.generation.request import Request
-from samplernn.generation.sampling import Draws
-from samplernn.generation.snapshots import Snapshot, StreamState
+from samplernn.generation.snapshots import Earlier, Reaction, Snapshot, StreamState
 from samplernn.generation.timeline import Mark, Moment, Timeline
 from samplernn.model.checkpoint import Checkpoint
 
@@ -37,18 +35,22 @@ LOOKAHEAD_SECONDS = 4.0
 
 FACTORS: dict[Kind, float] = {"noise": 0.8, "silence": 1.25, "loop": 1.25}
 """What the temperature is multiplied by after a trap. Measured (docs/generation.md, 'Traps'): cooling ends
-noise more often than waiting does; silence and loops it never ended, warmth often."""
+noise more often than waiting does; it never ended silence and loops, which a higher temperature often did."""
 FACTOR_SECONDS = 2.0
 """How long."""
-_ATTEMPTS = 6
+_MAX_ATTEMPTS = 6
 """How often a stream is rewound from one trap before it is let go on."""
 _BACK_SECONDS = 0.5
 """How far before a trap's beginning a stream is rewound at first; every second attempt doubles it."""
-_MOST_EVENTS = 10_000
-"""So many are kept of a night that is all traps."""
+_MAX_EVENTS = 10_000
+"""Traps that `Playback.events` keeps at most."""
 
-HeardSoFar = Callable[[int, int], None]
-"""Is told while prompts are heard: samples so far, samples in all."""
+Heard = Callable[[int], None]
+"""Is told how many samples of the prompts have been heard since it was told last."""
+
+
+def _ignore(samples: int) -> None:
+    pass
 
 
 class Generator:
@@ -93,7 +95,7 @@ class Generator:
         self,
         request: Request,
         block_seconds: float = BLOCK_SECONDS,
-        heard_so_far: HeardSoFar = lambda heard, of: None,
+        heard: Heard = _ignore,
     ) -> Playback:
         """Generate block by block.
 
@@ -101,7 +103,7 @@ class Generator:
             request: what to play.
             block_seconds: length of the blocks, about; the last may be shorter. It changes nothing in the
                 samples.
-            heard_so_far: see there.
+            heard: see there.
 
         Returns:
             An iterator over int16 ``[B, n]`` with the gain undone; together exactly `num_samples` per stream.
@@ -109,27 +111,25 @@ class Generator:
         Raises:
             UserError: the state to go on from belongs to another model.
         """
-        return Playback(self, request, block_seconds, heard_so_far)
+        return Playback(self, request, block_seconds, heard)
 
     def mind_forks(self) -> None:
         """Make sure that it can go on in this process, which may be a forked one. Raises UserError."""
         keep_to_one_thread()
         require_own_gpu(self.engine.name, self._process)
 
-    def hear(self, prompt: Prompt, heard_so_far: Callable[[int], None] = lambda heard: None) -> EngineState:
+    def hear(self, prompt: Prompt, heard: Heard = _ignore) -> EngineState:
         """One stream that has heard a prompt, with silence before it to fill whole frames."""
         lookback, state = self.engine.lookback, self.silence()
         missing = -prompt.num_samples % lookback
         size = max(1, PREFILL_CHUNK // lookback) * lookback
-        heard = 0
         for number, piece in enumerate(in_pieces(prompt.blocks(), size - missing, size)):
             with self.lock:
                 self.engine.import_state(state)
                 codes = self.codec.encode(np.pad(piece, (0 if number else missing, 0)))
                 self.engine.prefill(torch.from_numpy(codes))
                 state = self.engine.export_state()
-            heard += len(piece)
-            heard_so_far(heard)
+            heard(len(piece))
         return state
 
     def silence(self) -> EngineState:
@@ -171,9 +171,7 @@ class Playback(Iterator[NDArray[np.int16]]):
         events: the traps so far (see `guards`); those of ``rewind`` are not in the audio.
     """
 
-    def __init__(
-        self, generator: Generator, request: Request, block_seconds: float, heard_so_far: HeardSoFar
-    ) -> None:
+    def __init__(self, generator: Generator, request: Request, block_seconds: float, heard: Heard) -> None:
         self.generator, self.request = generator, request
         generator.mind_forks()
         self.events: list[Event] = []
@@ -181,12 +179,9 @@ class Playback(Iterator[NDArray[np.int16]]):
         self._hop = generator.in_frames(HOP_SECONDS)
         self._lookahead = self._in_hops(LOOKAHEAD_SECONDS)
         origin = request.origin
-        start = self._resumed(origin) if origin else self._begun(heard_so_far)
+        start = self._resumed(origin) if origin else self._begun(heard)
         self._timeline = Timeline(
-            generator.engine,
-            generator.lock,
-            generator.sample_rate,
-            generator.codec,
+            generator,
             self._hop,
             request.draws,
             self._earlier(origin) if origin else (),
@@ -232,28 +227,25 @@ class Playback(Iterator[NDArray[np.int16]]):
             sample_rate=self.generator.sample_rate,
             time=moment.time,
             skip=now - moment.time,
-            streams=tuple(_exported(mark) for mark in moment.marks),
             draws=self.request.draws,
-            earlier=tuple(entry for entry in self._timeline.earlier if entry[0] > moment.time),
+            earlier=tuple(entry for entry in self._timeline.earlier if entry.until > moment.time),
+            reactions=tuple(mark.reaction for mark in moment.marks),
+            streams=tuple(
+                StreamState(mark.engine, mark.guard.export_state() if mark.guard else {})
+                for mark in moment.marks
+            ),
         )
 
     # -- beginning ------------------------------------------------------------------------------------
 
-    def _begun(self, heard_so_far: HeardSoFar) -> Moment:
+    def _begun(self, heard: Heard) -> Moment:
         """The streams after their prompts, or after silence."""
         prompts = [self.request.prompt_of(index) for index in range(len(self.request.streams))]
-        states: dict[Prompt | None, EngineState] = {}
-        total = sum(prompt.num_samples for prompt in set(prompts) if prompt)
-        before = 0
-        for prompt in prompts:
-            if prompt in states:
-                continue
-            if prompt is None:
-                states[prompt] = self.generator.silence()
-                continue
-            states[prompt] = self.generator.hear(prompt, partial(_later, heard_so_far, before, total))
-            before += prompt.num_samples
-        return Moment(0, [Mark(states[prompt], self._new_guard(0)) for prompt in prompts])
+        states = {
+            prompt: self.generator.hear(prompt, heard) if prompt else self.generator.silence()
+            for prompt in dict.fromkeys(prompts)
+        }
+        return Moment(0, [Mark(states[prompt], self._new_guard(0), Reaction()) for prompt in prompts])
 
     def _resumed(self, origin: Snapshot) -> Moment:
         """The streams where `origin` has them."""
@@ -274,17 +266,19 @@ class Playback(Iterator[NDArray[np.int16]]):
                     guard.import_state(stream.guard)
                     if self.request.on_trap != origin.on_trap:
                         guard.forget()  # what it has reported would otherwise not be acted on
-                marks.append(Mark(stream.engine, guard, **stream.reaction))
+                marks.append(Mark(stream.engine, guard, origin.reactions[row]))
         except ValueError as error:  # UserError is one
             raise UserError(f"{origin.source or 'the state'}: damaged: {error}") from None
         return Moment(origin.time, marks)
 
-    def _earlier(self, origin: Snapshot) -> tuple[tuple[int, Draws], ...]:
+    def _earlier(self, origin: Snapshot) -> tuple[Earlier, ...]:
         """What has been given out comes again as it was drawn, up to the end of its last frame."""
-        rows = self._rows()
         frame = self.generator.engine.lookback
         until = origin.time + -(-origin.skip // frame) * frame
-        return (*((end, draws.rows(rows)) for end, draws in origin.earlier), (until, origin.draws.rows(rows)))
+        return tuple(
+            Earlier(entry.until, entry.draws.of_rows(self._rows()))
+            for entry in (*origin.earlier, Earlier(until, origin.draws))
+        )
 
     def _rows(self) -> list[int]:
         return [self.request.row_of(index) for index in range(len(self.request.streams))]
@@ -329,12 +323,12 @@ class Playback(Iterator[NDArray[np.int16]]):
     def _cool(self, index: int, trap: Trap) -> None:
         """Change a stream's temperature for a while."""
         now = self._timeline.moments[-1]
-        mark = self._tempered(now.marks[index], now.time, trap.kind)
-        if mark.guard:
-            guard = mark.guard.copy()
-            guard.forget()  # so that a trap that does not end is seen again
-            mark = replace(mark, guard=guard)
-        now.marks[index] = mark
+        mark = now.marks[index]
+        assert mark.guard  # that has reported the trap
+        guard = mark.guard.copy()
+        guard.forget()  # so that a trap that does not end is seen again
+        reaction = self._tempered(mark.reaction, now.time, trap.kind)
+        now.marks[index] = replace(mark, guard=guard, reaction=reaction)
         self._record(index, trap, _tempering(trap.kind))
 
     def _rewind(self, index: int, trap: Trap | None) -> None:
@@ -365,40 +359,37 @@ class Playback(Iterator[NDArray[np.int16]]):
         """
         moments, rate = self._timeline.moments, self.generator.sample_rate
         now, mark = moments[at].time, moments[at].marks[index]
-        is_the_same = mark.attempts > 0 and now - mark.trapped_at <= self._lookahead
-        attempts = mark.attempts + 1 if is_the_same else 1
+        before = mark.reaction
+        is_the_same = before.attempts > 0 and now - before.trapped_at <= self._lookahead
+        attempts = before.attempts + 1 if is_the_same else 1
         back = round(_BACK_SECONDS * 2 ** ((attempts - 1) // 2) * rate)
         times = [moment.time for moment in moments[:at]]
         # What may have been given out by now, whatever the length of blocks; and what surely has been.
         given = max(moments[-1].time - self._hop - self._lookahead, self._given)
-        target = latest(times, trap.begin - back, max(given, mark.not_before))
-        if attempts > _ATTEMPTS or target is None:
-            moments[at].marks[index] = replace(mark, attempts=0, not_before=now)
+        target = latest(times, trap.begin - back, max(given, before.not_before))
+        if attempts > _MAX_ATTEMPTS or target is None:
+            moments[at].marks[index] = replace(mark, reaction=replace(before, attempts=0, not_before=now))
             self._record(index, trap, f"let go on after {attempts - 1} attempts to rewind")
             return at
-        fresh = moments[target].marks[index]
-        fresh = replace(
-            fresh,
-            engine=fresh.engine._replace(position=mark.engine.position),
-            attempts=attempts,
-            trapped_at=now,
-            not_before=mark.not_before,
-        )
+        earlier = moments[target].marks[index]
+        reaction = replace(earlier.reaction, attempts=attempts, trapped_at=now, not_before=before.not_before)
         action = f"rewound {(now - times[target]) / rate:.1f} s"
         if attempts % 2 == 0:
-            fresh = self._tempered(fresh, times[target], trap.kind)
+            reaction = self._tempered(reaction, times[target], trap.kind)
             action += f", {_tempering(trap.kind)}"
-        moments[target].marks[index] = fresh
+        engine = earlier.engine._replace(position=mark.engine.position)  # random numbers not used yet
+        moments[target].marks[index] = replace(earlier, engine=engine, reaction=reaction)
         self._record(index, trap, action)
         return target
 
-    def _tempered(self, mark: Mark, time: int, kind: Kind) -> Mark:
-        """The same stream at another temperature for a while."""
-        return replace(mark, factor=FACTORS[kind], factor_until=time + self._in_hops(FACTOR_SECONDS))
+    def _tempered(self, reaction: Reaction, time: int, kind: Kind) -> Reaction:
+        """The same at another temperature for a while."""
+        until = time + self._in_hops(FACTOR_SECONDS)
+        return replace(reaction, factor=FACTORS[kind], factor_until=until)
 
     def _record(self, index: int, trap: Trap, action: str) -> None:
         """Note a trap, unless it is behind the end of what is asked for."""
-        if len(self.events) >= _MOST_EVENTS or (self._end is not None and trap.begin >= self._end):
+        if len(self.events) >= _MAX_EVENTS or (self._end is not None and trap.begin >= self._end):
             return
         rate, stream = self.generator.sample_rate, self.request.streams[index]
         begin, seen = trap.begin / rate, trap.seen / rate
@@ -413,15 +404,3 @@ def latest(times: list[int], wanted: int, earliest: int) -> int | None:
 
 def _tempering(kind: Kind) -> str:
     return f"temperature x {FACTORS[kind]} for {FACTOR_SECONDS:g} s"
-
-
-def _later(heard_so_far: HeardSoFar, before: int, total: int, heard: int) -> None:
-    heard_so_far(before + heard, total)
-
-
-_REACTION = [field.name for field in fields(Mark) if field.name not in ("engine", "guard")]
-
-
-def _exported(mark: Mark) -> StreamState:
-    guard = mark.guard.export_state() if mark.guard else {}
-    return StreamState(mark.engine, guard, {name: getattr(mark, name) for name in _REACTION})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,40 @@ from torch import Tensor
 from samplernn import storage
 from samplernn.config import UserError, brief, checked, from_dict
 from samplernn.generation.engines.base import EngineState
-from samplernn.generation.envelopes import envelopes
-from samplernn.generation.sampling import Draws
+from samplernn.generation.request import MAX_SAMPLES, Draws
+from samplernn.messages import require
 from samplernn.model.network import State
 from samplernn.reading import parse_json
 
 FORMAT = 1
 _ENTRY = "samplernn.snapshot"
-_MOST = 2**62
-"""Samples: more than can be."""
-_MOST_SKIPPED_SECONDS = 600
+_MAX_SKIPPED_SECONDS = 600
 """How much audio may have been given out since the states; a block and two hops are usual."""
 _FACTORS = (0.01, 100.0)
+"""Range of what a temperature is multiplied by."""
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """What is being done about a stream's traps. Times are samples since its start."""
+
+    factor: float = 1.0
+    """What its temperature is multiplied by."""
+    factor_until: int = 0
+    """How long."""
+    attempts: int = 0
+    """How often it has been rewound from the trap that it fell into last."""
+    trapped_at: int = 0
+    """When that was recognised."""
+    not_before: int = 0
+    """How far it may be rewound: where it was last let go on."""
+
+    def __post_init__(self) -> None:
+        times = (self.factor_until, self.attempts, self.trapped_at, self.not_before)
+        require(
+            _FACTORS[0] <= self.factor <= _FACTORS[1] and all(0 <= value < MAX_SAMPLES for value in times),
+            f"reactions are out of range: {asdict(self)}",
+        )
 
 
 @dataclass(frozen=True)
@@ -43,8 +65,6 @@ class StreamState:
     """Of this stream alone, ``B = 1``."""
     guard: dict[str, NDArray[Any]]
     """What its `guards.Guard` remembers; empty: it has none."""
-    reaction: dict[str, Any] = field(default_factory=dict)
-    """What is being done about its traps, as plain values."""
 
     def require_like(self, model: EngineState, q_levels: int) -> None:
         """Compare this state with one of the model that shall go on from it.
@@ -67,39 +87,79 @@ class StreamState:
         ):
             raise UserError("its tensors are not those of this model")
         codes, position = mine.history, self.engine.position
-        if codes.min() < 0 or codes.max() >= q_levels or not 0 <= position.item() < _MOST:
+        if codes.min() < 0 or codes.max() >= q_levels or not 0 <= position.item() < MAX_SAMPLES:
             raise UserError("its past holds no codes of this model")
         if not all(bool(tier.isfinite().all()) for tier in mine.rnn):
             raise UserError("its hidden vectors are not finite")
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Earlier:
+    """How codes were drawn up to a time, if it was otherwise than after it."""
+
+    until: int
+    draws: Draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateFacts:
+    """What a file says beside its tensors."""
+
+    format: int = FORMAT
+    weights: str
+    """SHA-256 of the model's weights."""
+    sample_rate: int
+    time: int
+    """Samples that each stream had given out at the states."""
+    skip: int
+    """Samples that it has given out since then."""
+    engine: str
+    dtype: str
+    on_trap: str
+    draws: Draws
+    """How codes are drawn."""
+    earlier: tuple[Earlier, ...] = ()
+    """How they were drawn between `time` and now, in order, if it was otherwise."""
+    reactions: tuple[Reaction, ...]
+    """Of each stream."""
+
+    def __post_init__(self) -> None:
+        num, longest = len(self.draws.streams), _MAX_SKIPPED_SECONDS * self.sample_rate
+        require(
+            1 <= self.sample_rate <= 384000 and 0 <= self.time < MAX_SAMPLES and 0 <= self.skip <= longest,
+            f"times are out of range: {self.skip} samples after {self.time}",
+        )
+        require(len(self.reactions) == num, f"{len(self.reactions)} reactions for {num} streams")
+        for entry in self.earlier:
+            known = len(entry.draws.streams)
+            require(
+                0 <= entry.until < MAX_SAMPLES and known == num,
+                f"earlier is out of range: until {entry.until}, {known} streams",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(StateFacts):
     """Streams that can go on.
 
     The states are those of a little while ago: `skip` samples have been given out since then. They come
     again, the same, when the streams go on.
     """
 
-    weights: str
-    """SHA-256 of the model's weights."""
-    engine: str
-    dtype: str
-    on_trap: str
-    sample_rate: int
-    time: int
-    """Samples that each stream had given out at the states."""
-    skip: int
-    """Samples that it has given out since then."""
     streams: tuple[StreamState, ...]
-    draws: Draws
-    """How codes are drawn."""
-    earlier: tuple[tuple[int, Draws], ...] = ()
-    """How they were drawn between `time` and now, in order, each up to a time, if it was otherwise."""
     source: Path | None = None
     """The file that it was read from."""
     sha256: str = ""
     """Of that file."""
+
+    def options(self) -> dict[str, Any]:
+        """What the streams go on with unless a person says otherwise: fields of `Options` by name.
+
+        Temperatures are left out: streams keep their own (see `settings.settle`).
+        """
+        same = {name: getattr(self, name) for name in ("on_trap", "engine", "dtype")}
+        sampling = {name: value for name, value in self.draws.sampling().items() if name != "temperature"}
+        return {**sampling, **same}
 
     def save(self, file: str | Path) -> None:
         """Write a file; one that is there is replaced in one instant, so it is never half a snapshot.
@@ -112,17 +172,10 @@ class Snapshot:
         for number, stream in enumerate(self.streams):
             tensors |= {f"{number}.{name}": value for name, value in _tensors(stream).items()}
         about = {
-            "format": FORMAT,
-            "weights": self.weights,
-            "sample_rate": self.sample_rate,
-            "time": self.time,
-            "skip": self.skip,
-            "engine": self.engine,
-            "dtype": self.dtype,
-            "on_trap": self.on_trap,
+            **{entry.name: getattr(self, entry.name) for entry in fields(StateFacts)},
             "draws": self.draws.to_dict(),
-            "earlier": [[until, draws.to_dict()] for until, draws in self.earlier],
-            "reactions": [stream.reaction for stream in self.streams],
+            "earlier": [[entry.until, entry.draws.to_dict()] for entry in self.earlier],
+            "reactions": [asdict(reaction) for reaction in self.reactions],
         }
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -153,103 +206,25 @@ class Snapshot:
             raise UserError(damaged) from error
         values = parse_json(text, file)
         try:
-            if isinstance(values, dict) and checked(values.get("format"), int, "format") > FORMAT:
-                raise UserError("written by a newer samplernn; update samplernn")
-            about: _About = from_dict(_About, values)
-            streams = tuple(
-                _stream(tensors, f"{number}.", reaction) for number, reaction in enumerate(about.reactions)
-            )
+            facts = _facts(values)
+            streams = tuple(_stream(tensors, f"{number}.") for number in range(len(facts.reactions)))
         except UserError as error:
             raise UserError(f"{damaged}: {error}") from None
-        return cls(
-            weights=about.weights,
-            sample_rate=about.sample_rate,
-            time=about.time,
-            skip=about.skip,
-            streams=streams,
-            engine=about.engine,
-            dtype=about.dtype,
-            on_trap=about.on_trap,
-            draws=about.draws.draws(),
-            earlier=about.draws_before(),
-            source=file,
-            sha256=hashlib.sha256(content).hexdigest(),
-        )
+        return cls(**vars(facts), streams=streams, source=file, sha256=hashlib.sha256(content).hexdigest())
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """`Draws` as plain values."""
-
-    seed: int
-    streams: tuple[int, ...]
-    temperature: tuple[str, ...]
-    top_k: int
-    top_p: float
-
-    def __post_init__(self) -> None:
-        if not all(0 <= number < _MOST for number in self.streams):
-            raise UserError("draws.streams must be numbers from 0 on")
-        self.draws()  # raises what else is wrong with them
-
-    def draws(self) -> Draws:
-        """The same."""
-        return Draws(self.seed, self.streams, envelopes(self.temperature), self.top_k, self.top_p)
-
-
-@dataclass(frozen=True)
-class _Reaction:
-    """What is being done about a stream's traps: the fields of `timeline.Mark` that are plain values."""
-
-    factor: float
-    factor_until: int
-    attempts: int
-    trapped_at: int
-    not_before: int
-
-    def __post_init__(self) -> None:
-        times = (self.factor_until, self.attempts, self.trapped_at, self.not_before)
-        if not (_FACTORS[0] <= self.factor <= _FACTORS[1] and all(0 <= value < _MOST for value in times)):
-            raise UserError(f"reactions are out of range: {asdict(self)}")
-
-
-@dataclass(frozen=True)
-class _About:
-    """What a file says beside its tensors."""
-
-    format: int
-    weights: str
-    sample_rate: int
-    time: int
-    skip: int
-    engine: str
-    dtype: str
-    on_trap: str
-    draws: _Drawn
-    earlier: tuple[tuple[Any, ...], ...]
-    reactions: tuple[_Reaction, ...]
-
-    def __post_init__(self) -> None:
-        most_skipped = _MOST_SKIPPED_SECONDS * self.sample_rate
-        if not (
-            1 <= self.sample_rate <= 384000 and 0 <= self.time < _MOST and 0 <= self.skip <= most_skipped
-        ):
-            raise UserError(f"times are out of range: {self.skip} samples after {self.time}")
-        if len(self.reactions) != len(self.draws.streams):
-            raise UserError(f"{len(self.reactions)} reactions for {len(self.draws.streams)} streams")
-        self.draws_before()
-
-    def draws_before(self) -> tuple[tuple[int, Draws], ...]:
-        """`Snapshot.earlier`."""
-        found = []
-        for entry in self.earlier:
-            if len(entry) != 2:
-                raise UserError(f"earlier must hold [time, draws], got {brief(entry)}")
-            until, drawn = checked(entry[0], int, "earlier"), checked(entry[1], _Drawn, "earlier")
-            if not 0 <= until < _MOST or len(drawn.streams) != len(self.draws.streams):
-                raise UserError(f"earlier is out of range: until {until}, {len(drawn.streams)} streams")
-            found.append((until, drawn.draws()))
-        return tuple(found)
+def _facts(values: Any) -> StateFacts:
+    """What a file says, checked. Raises UserError."""
+    if isinstance(values, dict):
+        if checked(values.get("format"), int, "format") > FORMAT:
+            raise UserError("written by a newer samplernn; update samplernn")
+        entries = checked(values.get("earlier"), list[Any], "earlier")
+        for entry in entries:
+            is_pair = isinstance(entry, list) and len(entry) == 2
+            require(is_pair, f"earlier must hold [time, draws], got {brief(entry)}")
+        values = {**values, "earlier": [{"until": until, "draws": draws} for until, draws in entries]}
+    facts: StateFacts = from_dict(StateFacts, values)
+    return facts
 
 
 def _metadata(content: bytes) -> dict[str, Any]:
@@ -267,7 +242,7 @@ def _tensors(stream: StreamState) -> dict[str, Tensor]:
     return {name: value.clone().contiguous() for name, value in tensors.items()}
 
 
-def _stream(tensors: dict[str, Tensor], prefix: str, reaction: _Reaction) -> StreamState:
+def _stream(tensors: dict[str, Tensor], prefix: str) -> StreamState:
     """One stream; whether it fits a model is for `StreamState.require_like` to say. Raises UserError."""
     own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     tiers = sum(name.startswith("rnn.") for name in own)
@@ -283,4 +258,4 @@ def _stream(tensors: dict[str, Tensor], prefix: str, reaction: _Reaction) -> Str
         }
     except TypeError:  # NumPy has fewer types
         raise UserError(f"{prefix}guard is of another type") from None
-    return StreamState(EngineState(network, own["position"]), guard, asdict(reaction))
+    return StreamState(EngineState(network, own["position"]), guard)

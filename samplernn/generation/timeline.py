@@ -7,34 +7,29 @@ its own time. So nothing of it depends on how long the pieces are that somebody 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samplernn.generation.engines.base import Engine, EngineState
+from samplernn.generation.engines.base import EngineState
 from samplernn.generation.guards import Guard, Trap
-from samplernn.generation.sampling import Draws
-from samplernn.model.codec import Codec
+from samplernn.generation.request import Draws
+from samplernn.generation.sampling import draw_arrays
+from samplernn.generation.snapshots import Earlier, Reaction
+
+if TYPE_CHECKING:
+    from samplernn.generation.playback import Generator
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One stream between two hops: all that decides how it goes on. Times are samples since its start."""
+    """One stream between two hops: all that decides how it goes on."""
 
     engine: EngineState
     """Of this stream alone."""
     guard: Guard | None
-    factor: float = 1.0
-    """What its temperature is multiplied by."""
-    factor_until: int = 0
-    """How long."""
-    attempts: int = 0
-    """How often it has been taken back from the trap that it fell into last."""
-    trapped_at: int = 0
-    """When that was recognised."""
-    not_before: int = 0
-    """How far it may be taken back: where it was last let go on."""
+    reaction: Reaction
 
 
 @dataclass
@@ -51,13 +46,10 @@ class Timeline:
     """Streams that advance together, and the moments behind them.
 
     Args:
-        engine: advances them; others may use it in between.
-        lock: held while it is in use.
-        sample_rate: Hz.
-        codec: what the guards hear the codes through.
+        generator: the model; others may use it in between.
         hop: samples between two moments, whole frames.
         draws: how codes are drawn.
-        earlier: how up to some times, where it is otherwise (see `Snapshot.earlier`).
+        earlier: how up to some times, where it is otherwise.
         start: the first moment.
 
     Attributes:
@@ -69,21 +61,17 @@ class Timeline:
 
     def __init__(
         self,
-        engine: Engine,
-        lock: Lock,
-        sample_rate: int,
-        codec: Codec,
+        generator: Generator,
         hop: int,
         draws: Draws,
-        earlier: tuple[tuple[int, Draws], ...],
+        earlier: tuple[Earlier, ...],
         start: Moment,
     ) -> None:
         self.moments = [start]
         self.begin = self.time = start.time
         self.codes = np.zeros((len(start.marks), 0), np.int64)
         self.draws, self.earlier = draws, earlier
-        self._engine, self._lock, self._hop = engine, lock, hop
-        self._sample_rate, self._codec = sample_rate, codec
+        self._generator, self._hop = generator, hop
         self._state = EngineState.joined([mark.engine for mark in start.marks])
 
     def advance(self, length: int) -> list[tuple[int, Trap]]:
@@ -125,14 +113,14 @@ class Timeline:
         needed = min(before, self.moments[-1].time)
         self.codes = self.codes[:, needed - self.begin :]
         self.begin = needed
-        self.earlier = tuple(entry for entry in self.earlier if entry[0] > self.moments[0].time)
+        self.earlier = tuple(entry for entry in self.earlier if entry.until > self.moments[0].time)
 
     def _judged(self, mark: Mark, engine: EngineState, codes: NDArray[np.int64]) -> tuple[Mark, Trap | None]:
         """A stream a hop after `mark`, and what its guard says to the codes of the hop."""
         if not mark.guard:
             return replace(mark, engine=engine), None
         guard = mark.guard.copy()
-        trap = guard.hear(self._codec.decode(codes))
+        trap = guard.hear(self._generator.codec.decode(codes))
         return replace(mark, engine=engine, guard=guard), trap
 
     def _draw(
@@ -147,19 +135,22 @@ class Timeline:
             start: samples since the streams' start.
             end: the same.
         """
-        pieces = []
+        generator, pieces = self._generator, []
         while start < end:
-            until, draws = next(
-                ((until, draws) for until, draws in self.earlier if start < until), (end, self.draws)
+            # How it was drawn earlier counts up to its time; what was given out then comes again.
+            entry = next((entry for entry in self.earlier if start < entry.until), Earlier(end, self.draws))
+            until, draws = min(entry.until, end), entry.draws
+            reactions = [mark.reaction for mark in marks]
+            factors = [reaction.factor if start < reaction.factor_until else 1.0 for reaction in reactions]
+            if len(indices) < len(draws.streams):
+                draws = draws.of_rows(indices)
+            arrays = draw_arrays(
+                draws, until - start, start, generator.sample_rate, np.array(factors, np.float32)
             )
-            until = min(until, end)
-            factors = [mark.factor if start < mark.factor_until else 1.0 for mark in marks]
-            draws = draws if len(indices) == len(draws.streams) else draws.rows(indices)
-            sampling = draws.sampling(start, until - start, self._sample_rate, np.array(factors, np.float32))
-            with self._lock:
-                self._engine.import_state(state)
-                codes = self._engine.advance(until - start, draws.randomness(), sampling)
-                state = self._engine.export_state()
+            with generator.lock:
+                generator.engine.import_state(state)
+                codes = generator.engine.advance(arrays)
+                state = generator.engine.export_state()
             pieces.append(codes.numpy())
             start = until
         return np.concatenate(pieces, axis=1), state

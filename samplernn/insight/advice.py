@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from samplernn.audio.corpus import Corpus, Problem, can_be_dealt
+from samplernn.audio.corpus import Corpus, Problem
 from samplernn.audio.io import UNSUPPORTED
 from samplernn.audio.measures import silent_samples
+from samplernn.audio.split import can_split_by_file
 from samplernn.config import Config, DataConfig, UserError
 from samplernn.insight.forecast import Cost, Plan, plan
-from samplernn.insight.words import count, decibels, duration, percent
+from samplernn.insight.wording import count, decibels, duration, percent
 
 LITTLE_SECONDS = 300.0
 """Less audio than this is learned by heart before it is learned from."""
@@ -171,7 +172,7 @@ def _about_split(corpus: Corpus, plan: Plan) -> Iterator[str]:
     if plan.leak:
         yield plan.leak
     longest = max(corpus.files, key=lambda file: file.num_samples)
-    if not can_be_dealt(corpus.takes) and can_be_dealt([(file,) for file in corpus.files]):
+    if not can_split_by_file(corpus.takes) and can_split_by_file([(file,) for file in corpus.files]):
         return  # cutting up what is there more than once makes nothing better
     if plan.split_by == "time" and corpus.duration >= 60:
         share = longest.num_samples / corpus.num_samples

@@ -188,7 +188,7 @@ def _generate(
         request = Request(
             round(duration * rate),
             streams=tuple(stream for _, _, stream in plan),
-            temperature=tuple(each for _, each, _ in plan),
+            temperature=tuple(str(each) for _, each, _ in plan),
             prompts=tuple(one for one, _, _ in plan if one),
             on_trap="off",  # each is listened to as a whole
         )

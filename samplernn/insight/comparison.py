@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from samplernn.insight import page, portrait
-from samplernn.insight.diagrams import COLOURS, Series, diagram
+from samplernn import plots
+from samplernn.insight import page, run_parts
 from samplernn.insight.page import Html, html, join
-from samplernn.insight.runs import Run
+from samplernn.insight.runs import Curve, Run
 
 _MOST_STAGES = 3
 """Validations of each that one can listen to."""
@@ -30,13 +30,13 @@ def compare(runs: Sequence[Run]) -> tuple[str, list[Html]]:
         lead = "Each is to be judged beside its own baselines."
     elif first.best:
         lead = f"{names[ranked[0]]} has the fewest bits per sample, {first.best[1]:.3f}. "
-        lead += portrait.verdict_on(first)
+        lead += run_parts.verdict_on(first)
     rooms = [page.Room(page.LIMIT // len(runs)) for _ in runs]
     parts = [
         Html(
             f'<header><p class="over">samplernn report</p><h1>{html(title)}</h1>'
             f'<p class="lead">{html(lead)}</p>'
-            f"{_ranking(runs, names, ranked)}{page.note(portrait.what_bits_are(first))}{caution}</header>"
+            f"{_ranking(runs, names, ranked)}{page.note(run_parts.what_bits_are(first))}{caution}</header>"
         ),
         page.section("The best of each", _best_of_each(runs, names, ranked, rooms)),
         page.section("Curves", _curves_of_several(runs, names)),
@@ -46,15 +46,15 @@ def compare(runs: Sequence[Run]) -> tuple[str, list[Html]]:
         run = runs[index]
         head = join(
             [
-                page.badge(*portrait.state_of(run)),
-                page.note(portrait.verdict_on(run)),
-                page.facts(portrait.facts_of(run)),
+                page.badge(*run_parts.state_of(run)),
+                page.note(run_parts.verdict_on(run)),
+                page.facts(run_parts.facts_of(run)),
             ]
         )
-        stages = portrait.stages_to_hear(run, rooms[index], _MOST_STAGES)
+        stages = run_parts.stages_to_hear(run, rooms[index], _MOST_STAGES)
         parts.append(
             page.section(
-                _chip(index, names[index]), head, *stages, page.details("settings", portrait.settings(run))
+                _chip(index, names[index]), head, *stages, page.details("settings", run_parts.settings(run))
             )
         )
     return title, parts
@@ -67,7 +67,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _chip(index: int, name: str) -> Html:
-    colour = f"var(--c{index % COLOURS})"
+    colour = f"var(--c{index % len(plots.CURVE_COLOURS)})"
     return Html(f'<span class="run"><i class="chip" style="background:{colour}"></i>{html(name)}</span>')
 
 
@@ -78,7 +78,7 @@ def _ranking(runs: Sequence[Run], names: Sequence[str], ranked: Sequence[int]) -
         bits = f"{run.best[1]:.3f}" if run.best else "–"
         yardstick = f"{baselines.previous_sample:.3f}" if baselines else "–"
         speed = f"{run.samples_per_s:,.0f}" if run.samples_per_s else "–"
-        state = page.badge(*portrait.state_of(run))
+        state = page.badge(*run_parts.state_of(run))
         rows.append((_chip(index, names[index]), bits, yardstick, f"{run.last_step:,}", speed, state))
     return page.table(("run", "best bits", "previous sample", "steps", "samples/s", "state"), rows)
 
@@ -108,12 +108,12 @@ def _best_of_each(
     cards = []
     for index in ranked:
         run, stage = runs[index], runs[index].best_stage
-        for sample in portrait.by_merit(stage.samples) if stage else ():
-            if heard := portrait.sound_of(run, sample):
+        for sample in run_parts.by_merit(stage.samples) if stage else ():
+            if heard := run_parts.sound_of(run, sample):
                 step = f"step {sample.step:,}"
-                aside = f"{step}, {portrait.settings_of(sample)}"
+                aside = f"{step}, {run_parts.settings_of(sample)}"
                 cards += rooms[index].add(
-                    page.clip(heard, _chip(index, names[index]), aside, portrait.badges_of(sample))
+                    page.clip(heard, _chip(index, names[index]), aside, run_parts.badges_of(sample))
                 )
                 break
     return (
@@ -124,12 +124,11 @@ def _best_of_each(
 
 
 def _curves_of_several(runs: Sequence[Run], names: Sequence[str]) -> Html:
-    validated = [Series(names[i], run.validation, i, is_marked=True) for i, run in enumerate(runs)]
-    trained = [
-        Series(names[i], run.metrics.get("train/bits_per_sample", {}), i) for i, run in enumerate(runs)
-    ]
-    rates = [Series(names[i], run.metrics.get("train/lr", {}), i) for i, run in enumerate(runs)]
-    norms = [Series(names[i], run.metrics.get("grad_norm", {}), i) for i, run in enumerate(runs)]
+    validated = {name: run.validation for name, run in zip(names, runs, strict=True)}
+
+    def logged(metric: str) -> dict[str, Curve]:
+        return {name: run.metrics.get(metric, {}) for name, run in zip(names, runs, strict=True)}
+
     known = [run.baselines for run in runs if run.baselines]
     lines: dict[str, float] = {}
     if known and len({one.previous_sample for one in known}) == 1:
@@ -139,11 +138,11 @@ def _curves_of_several(runs: Sequence[Run], names: Sequence[str]) -> Html:
             "uniform": known[0].uniform,
         }
     drawn = [
-        diagram("Validation, bits per sample", validated),
-        diagram("The same, beside the baselines", validated, lines, is_log=True) if lines else Html(""),
-        diagram("Training, bits per sample", trained, is_log=True),
-        diagram("Learning rate", rates),
-        diagram("Norm of the gradients, before clipping", norms, is_log=True),
+        page.diagram("bits per sample, validation", validated, with_dots=names),
+        page.diagram("bits per sample, validation", validated, lines, True, names) if lines else Html(""),
+        page.diagram("bits per sample, training", logged("train/bits_per_sample"), is_log=True),
+        page.diagram("learning rate", logged("train/lr")),
+        page.diagram("norm of the gradients, before clipping", logged("grad_norm"), is_log=True),
     ]
     drawn = [one for one in drawn if one]
     return page.grid(drawn, "diagrams") if drawn else page.nothing("No curves yet: nothing has been logged.")

@@ -9,14 +9,14 @@ from pathlib import Path
 import yaml
 
 from samplernn import plots
-from samplernn.audio.corpus import Split, locate, prepare
+from samplernn.audio.corpus import prepare
 from samplernn.audio.io import load as load_audio
 from samplernn.audio.io import to_int16
+from samplernn.audio.split import Split, locate
 from samplernn.config import Config, UserError, from_dict, presets
-from samplernn.generation.envelopes import envelopes
-from samplernn.generation.files import output_paths, write_files
+from samplernn.generation.files import output_paths, write
 from samplernn.generation.playback import Generator
-from samplernn.generation.request import Request
+from samplernn.generation.request import Output, Request
 from samplernn.insight.report import report
 from samplernn.model.checkpoint import load
 from samplernn.training import run
@@ -53,12 +53,9 @@ def demo(out: str | Path = "demo-output", config: Config | None = None, steps: i
     run.say(f"generating {NUM} x {DURATION:.0f} s …")
     generator = Generator(checkpoint)
     num_samples = round(DURATION * generator.sample_rate)
-    request = Request(
-        num_samples,
-        tuple(range(NUM)),
-        temperature=envelopes(config.samples.temperatures[0]),
-    )
-    seconds = write_files(generator, request, paths).seconds
+    temperature = config.samples.temperatures[:1]
+    request = Request(num_samples, streams=tuple(range(NUM)), temperature=temperature)
+    seconds = write(generator, request, paths, Output()).seconds
     picture = out / "spectrograms.png"
     try:
         _draw(checkpoint.split, config, paths, picture)

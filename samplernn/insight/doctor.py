@@ -18,15 +18,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from samplernn.audio.corpus import Corpus, Problem, can_be_dealt, inspect
+from samplernn.audio.corpus import Corpus, Problem, inspect
 from samplernn.audio.health import ONE_RECORDING, remarks
 from samplernn.audio.io import SUFFIXES
+from samplernn.audio.split import can_split_by_file
 from samplernn.audio.takes import shared
 from samplernn.config import Config, UserError
 from samplernn.insight import forecast
 from samplernn.insight.advice import advise, silence_share
 from samplernn.insight.forecast import Cost, Plan
-from samplernn.insight.words import count, decibels, duration, percent, printable, size
+from samplernn.insight.wording import count, decibels, duration, percent, printable, size
 
 _PIPE_WIDTH = 100_000
 """Columns where there is no terminal: nothing is wrapped or cut."""
@@ -283,7 +284,7 @@ def _shared(corpus: Corpus) -> str:
     if len(longest) > _PAIRS_SHOWN:
         pairs.append(f"and {count(len(longest) - _PAIRS_SHOWN, 'more pair')}")
     total = f"{len(seconds)} files share {duration(sum(seconds.values()))} with others"
-    one = "" if can_be_dealt(corpus.takes) else f"; {ONE_RECORDING}"
+    one = "" if can_split_by_file(corpus.takes) else f"; {ONE_RECORDING}"
     return printable(f"{total}{one}: {', '.join(pairs)}")
 
 

@@ -6,8 +6,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from samplernn.audio.corpus import Corpus, Split, locate, prepare
+from samplernn.audio.corpus import Corpus, prepare
 from samplernn.audio.lanes import Spans
+from samplernn.audio.split import Split, locate
 from samplernn.config import UserError
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.training.scoring import Score, score_spans

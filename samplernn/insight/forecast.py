@@ -15,9 +15,10 @@ from typing import Literal
 
 import torch
 
-from samplernn.audio.corpus import Corpus, locate, split
+from samplernn.audio.corpus import Corpus
 from samplernn.audio.health import leak
 from samplernn.audio.lanes import evaluation_lanes, quick_check, training_lanes
+from samplernn.audio.split import locate, split
 from samplernn.config import Config, TrainerConfig
 from samplernn.training.auto_lanes import resolve
 from samplernn.training.memory import RandomStep, available_bytes, footprint

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samplernn import plots
-from samplernn.audio.corpus import AudioFile, Corpus, Split, locate, prepare
+from samplernn.audio.corpus import AudioFile, Corpus, prepare
+from samplernn.audio.split import Split, locate
 from samplernn.config import UserError
-from samplernn.insight import words
+from samplernn.insight import wording
 from samplernn.model.cells import RNN, RecurrentLayer
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.codec import Codec
@@ -182,7 +183,7 @@ class GradientReach:
                     + (f"largest singular values: {gates}" if gates else "no recurrent matrix")
                 )
         cut = _seconds(self.tbptt_len / self.sample_rate)
-        where = words.count(self.num_places, "place")
+        where = wording.count(self.num_places, "place")
         yield f"training cut the gradients after {cut} (data.tbptt_len); measured at {where}."
 
     def draw(self) -> Figure:

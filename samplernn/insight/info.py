@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from samplernn.config import UserError, checked, one_line
-from samplernn.insight.words import count, duration
+from samplernn.insight.wording import count, duration
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.network import SampleRNN
 from samplernn.reading import read_json

@@ -10,11 +10,12 @@ import base64
 import functools
 import hashlib
 import io
+import math
 import re
 import shlex
 import sys
 import wave
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -270,6 +271,29 @@ def picture(png: bytes, title: object) -> Html:
     return Html(
         f'<figure class="picture"><img alt="{_plain(title)}" src="data:image/png;base64,{encoded}"></figure>'
     )
+
+
+def diagram(
+    title: str,
+    series: Mapping[str, Mapping[int, float]],
+    baselines: Mapping[str, float] | None = None,
+    is_log: bool = False,
+    with_dots: Collection[str] = (),
+) -> Html:
+    """Curves over the training step as a picture, see `plots.curves`; nothing if there is nothing to draw."""
+    fits = {
+        name: {step: y for step, y in points.items() if math.isfinite(y) and (y > 0 or not is_log)}
+        for name, points in series.items()
+    }
+    drawn = {name: points for name, points in fits.items() if points}
+    if not drawn:
+        return Html("")
+    lines = {name: y for name, y in (baselines or {}).items() if math.isfinite(y) and (y > 0 or not is_log)}
+    try:
+        return picture(plots.png(plots.curves(drawn, title, lines, is_log, with_dots)), title)
+    except UserError as error:  # the page can be read without it
+        _say_once(str(error))
+        return Html("")
 
 
 def _wav(audio: NDArray[np.int16], sample_rate: int) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from samplernn import __version__
 from samplernn.config import UserError
-from samplernn.insight import page, portrait
+from samplernn.insight import page, run_parts
 from samplernn.insight.comparison import compare
 from samplernn.insight.page import Html, html
 from samplernn.insight.runs import Run, read
@@ -53,12 +53,12 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
 def _portray(run: Run) -> tuple[str, list[Html]]:
     """Title and parts of a page about one run."""
     room = page.Room(page.LIMIT)  # taken in the order of importance
-    hero = portrait.hero(run, room)
-    pictures = portrait.beside_corpus(run, room)
-    continuations = portrait.continuations(run, room)
-    stages = page.section("Hear it learn", *portrait.stages_to_hear(run, room, MOST_STAGES))
-    curves = page.section("Curves", portrait.curves(run))
-    settings = page.section("Settings", portrait.settings(run))
+    hero = run_parts.hero(run, room)
+    pictures = run_parts.beside_corpus(run, room)
+    continuations = run_parts.continuations(run, room)
+    stages = page.section("Hear it learn", *run_parts.stages_to_hear(run, room, MOST_STAGES))
+    curves = page.section("Curves", run_parts.curves(run))
+    settings = page.section("Settings", run_parts.settings(run))
     parts = [hero, curves, stages, *continuations, *pictures, settings]
     return run.name, parts
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from samplernn.audio.corpus import Corpus, Split, locate
+from samplernn.audio.corpus import Corpus
 from samplernn.audio.lanes import Lanes, training_lanes
+from samplernn.audio.split import Split, locate
 from samplernn.config import Config
 from samplernn.training.memory import RandomStep, available_bytes, footprint
 

@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 import numpy as np
 from numpy.typing import NDArray
 
-from samplernn.audio.corpus import AudioFile, Corpus, Split, locate
+from samplernn.audio.corpus import AudioFile, Corpus
 from samplernn.audio.lanes import Lanes, evaluation_lanes, quick_check, training_lanes
+from samplernn.audio.split import Split, locate
 from samplernn.config import Config
 from samplernn.model.codec import Codec
 from samplernn.training.loss import Batch

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from samplernn import storage
-from samplernn.audio.corpus import Split
+from samplernn.audio.split import Split
 from samplernn.config import Config, UserError, checked, from_dict, to_dict
 from samplernn.locks import Busy, locked
 from samplernn.messages import require

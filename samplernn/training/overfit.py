@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 
 from samplernn.audio.corpus import Corpus, prepare
 from samplernn.audio.decoding import Decoded
-from samplernn.audio.io import AudioError, from_int16, to_int16
+from samplernn.audio.io import AudioError, to_int16
 from samplernn.audio.lanes import training_lanes
 from samplernn.audio.scan import find
 from samplernn.audio.sinks import FileSink
+from samplernn.audio.spectrum import level_db
 from samplernn.config import Config, DataConfig, UserError, one_line
 from samplernn.messages import say
 from samplernn.model.baselines import BaselineBits, baseline_bits
@@ -34,10 +36,9 @@ from samplernn.training.trial import trial_module
 
 MAX_TIME, MAX_SECONDS = "00:00:01:00", 60.0
 _CLIP_SECONDS, _SHORT_SECONDS = 4.0, 1.0
-_SEARCHED_FILES, _SEARCHED_SECONDS = 100, 60.0
-"""Of a folder, and of each file: for something that can be heard."""
-_SILENT_RMS = 10 ** (-60 / 20)
-"""A clip whose RMS is below that is silent."""
+_SEARCHED_FILES, _SEARCHED_BLOCKS = 100, 60
+"""Of a folder, and of each file (a block is a second): for something that can be heard."""
+_SILENT_DB = -60.0
 _LANES, _CHUNK_SAMPLES, _WARMUP_STEPS = 8, 256, 20
 """Small steps, and many: on a CPU they teach more in a minute than large ones."""
 _EARLY_END_SHARE = 0.75
@@ -137,11 +138,12 @@ def find_clip(folder: Path, sample_rate: int) -> Clip:
     for path in find(folder).paths[:_SEARCHED_FILES]:
         name = path.relative_to(folder).as_posix()
         try:
-            audio = _loudest(_beginning(path, sample_rate), round(_CLIP_SECONDS * sample_rate))
+            blocks = map(to_int16, islice(Decoded(path, sample_rate), _SEARCHED_BLOCKS))
+            audio = _loudest(np.concatenate(list(blocks)), round(_CLIP_SECONDS * sample_rate))
         except AudioError as error:
             problems.append(f"{name}: {error.problem}")
             continue
-        if np.sqrt(np.mean(np.square(from_int16(audio)))) < _SILENT_RMS:
+        if level_db(audio) < _SILENT_DB:
             problems.append(f"{name}: is silent")
             continue
         if longest is None or len(audio) > len(longest.audio):
@@ -151,17 +153,6 @@ def find_clip(folder: Path, sample_rate: int) -> Clip:
     if longest is None:
         raise UserError(f"{folder}: no audio that can be used: {'; '.join(problems[:3]) or 'no files'}")
     return longest
-
-
-def _beginning(path: Path, sample_rate: int) -> NDArray[np.int16]:
-    """At most the first minute of a file."""
-    blocks, missing = [], round(_SEARCHED_SECONDS * sample_rate)
-    for block in Decoded(path, sample_rate):
-        blocks.append(to_int16(block))
-        missing -= len(block)
-        if missing <= 0:
-            break
-    return np.concatenate(blocks)
 
 
 def _loudest(audio: NDArray[np.int16], length: int) -> NDArray[np.int16]:

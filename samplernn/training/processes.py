@@ -40,10 +40,10 @@ USER_ERROR, PEER_LOST = 2, 3
 REQUEUE = getattr(signal, "SIGUSR1", signal.SIGTERM)
 """What SLURM sends before a job's time is over (``#SBATCH --signal=USR1@120``): save, queue the job again."""
 _INTERRUPTED = tuple(128 + number for number in (*signals.ENDING, REQUEUE))
-_SPECIAL_STEPS = 2**32 - 16
-"""From here on, a step's number says that it is the script or the shell of an allocation."""
-_SAY_SO_SECONDS = 20.0
-"""A process that waits for the others for so long says so."""
+_FIRST_SPECIAL_STEP = 2**32 - 16
+"""Step numbers from here on mean the script or the shell of an allocation."""
+_NOTICE_SECONDS = 20.0
+"""A process that has waited for the others for so long says that it waits."""
 _WAIT_FOR_THE_FIRST = datetime.timedelta(days=30)
 """The first process may decode a corpus for hours while the others wait."""
 _GRACE_SECONDS = 15.0
@@ -89,7 +89,7 @@ def _is_of_srun(environment: Mapping[str, str]) -> bool:
     an allocation may be counted as steps, with numbers from the end of what 32 bits hold.
     """
     step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
-    is_step = step.isdecimal() and int(step) < _SPECIAL_STEPS
+    is_step = step.isdecimal() and int(step) < _FIRST_SPECIAL_STEP
     is_shell = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
     is_alone = environment.get("SLURM_STEP_NUM_TASKS") == "1"
     return is_step and "SLURM_PROCID" in environment and not is_shell and not is_alone
@@ -198,7 +198,7 @@ def _waiting_for_others(world_size: int) -> Iterator[None]:
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     who = f"process {rank + 1} of {world_size}"
     said = f"{who} waits for the others; does the launcher (srun, torchrun) start them all?"
-    notice = threading.Timer(_SAY_SO_SECONDS, messages.say, (said,))
+    notice = threading.Timer(_NOTICE_SECONDS, messages.say, (said,))
     notice.daemon = True
     notice.start()
     try:

@@ -26,6 +26,8 @@ _CLEARLY_WORSE_BITS = 0.1
 class ProgressDisplay(StepCallback):
     """A live bar on a terminal, otherwise a line every ten seconds; a line for each validation.
 
+    Only the first process has one.
+
     Args:
         metrics: where the numbers come from.
         baselines: on the validation audio.
@@ -41,7 +43,7 @@ class ProgressDisplay(StepCallback):
         self._printed_at = 0.0
 
     def before_training(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        if trainer.is_global_zero and self._console.is_terminal:
+        if self._console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
                 BarColumn(bar_width=24),
@@ -54,8 +56,6 @@ class ProgressDisplay(StepCallback):
             self._bar.start()
 
     def after_step(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        if not trainer.is_global_zero:
-            return
         due = time.monotonic() - self._printed_at >= (0.2 if self._bar else _PLAIN_SECONDS)
         if not due or "train/bits_per_sample" not in self._metrics.latest:
             return
@@ -70,17 +70,16 @@ class ProgressDisplay(StepCallback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], description=f"step {trainer.global_step}: validating …")
-        elif trainer.is_global_zero:
+        else:
             self._console.print(f"step {trainer.global_step:>7}  validating …")
 
     def after_validation(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        if trainer.is_global_zero:
-            bits = module.validation_bits
-            best = "  (best so far)" if bits <= module.best_bits else f"  (best {module.best_bits:.3f})"
-            train_bits = self._metrics.latest.get("train/bits_per_sample", math.nan)
-            said = diagnosis(bits, module.best_bits, train_bits) or verdict(bits, self._baselines)
-            when = f"step {trainer.global_step:>7}  {_clock(module.clock.seconds)}"
-            self._console.print(f"{when}  validation {bits:.3f} bits{best}: {said}", soft_wrap=True)
+        bits = module.validation_bits
+        best = "  (best so far)" if bits <= module.best_bits else f"  (best {module.best_bits:.3f})"
+        train_bits = self._metrics.latest.get("train/bits_per_sample", math.nan)
+        said = diagnosis(bits, module.best_bits, train_bits) or verdict(bits, self._baselines)
+        when = f"step {trainer.global_step:>7}  {_clock(module.clock.seconds)}"
+        self._console.print(f"{when}  validation {bits:.3f} bits{best}: {said}", soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()

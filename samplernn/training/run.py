@@ -13,9 +13,10 @@ import lightning.pytorch as pl
 import torch
 
 from samplernn import __version__
-from samplernn.audio.corpus import Corpus, Split, locate, lost, prepare, split
+from samplernn.audio.corpus import Corpus, prepare
 from samplernn.audio.health import kept_together, leak, remarks
 from samplernn.audio.lanes import Spans, quick_check
+from samplernn.audio.split import Split, locate, lost, split
 from samplernn.config import Config, TrainerConfig, UserError, from_dict, merged, one_line, to_dict
 from samplernn.model.baselines import BaselineBits, PairCounts, baseline_bits
 from samplernn.model.checkpoint import ENTRY, Checkpoint, load, read_archive
@@ -424,7 +425,7 @@ def _fit(prepared: Prepared, module: TrainingModule, data: CorpusModule) -> tupl
     samples = Samples(run.path / "samples", config, module.facts, data.recording(), data.prompts(), boards)
     # Stopping comes before Samples, which makes its last ones whole.
     callbacks: list[pl.Callback] = [rescue, metrics, rescue, stopping, samples, checkpoints]
-    if config.trainer.enable_progress_bar and not quiet:
+    if config.trainer.enable_progress_bar and is_first() and not quiet:
         callbacks.append(ProgressDisplay(metrics, baselines, config.data.sample_rate))
     rows = MetricsFile(run.path / "metrics.csv")
     rows.rewind(step)

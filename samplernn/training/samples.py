@@ -30,7 +30,6 @@ from samplernn import plots, storage
 from samplernn.audio.sinks import FileSink
 from samplernn.audio.spectrum import level_db, long_term_spectrum, mel_edges, spectral_distance
 from samplernn.config import Config, UserError
-from samplernn.generation.envelopes import envelopes
 from samplernn.generation.guards import HOP_SECONDS, traps_in
 from samplernn.generation.playback import BLOCK_SECONDS, Generator
 from samplernn.generation.prompts import Prompt
@@ -166,7 +165,7 @@ class Samples(StepCallback):
             num_samples,
             streams=tuple(stream.number for stream in self.streams),
             seed=self.config.seed,
-            temperature=envelopes([stream.temperature for stream in self.streams]),
+            temperature=tuple(stream.temperature for stream in self.streams),
             prompts=tuple(silence if each.prompt is None else heard[each.prompt] for each in self.streams),
             on_trap="off",
         )

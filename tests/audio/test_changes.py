@@ -17,8 +17,9 @@ import soundfile as sf
 import samplernn
 from samplernn.audio import corpus as corpus_module
 from samplernn.audio import files, shards
-from samplernn.audio.corpus import locate, lost, prepare, split
+from samplernn.audio.corpus import prepare
 from samplernn.audio.io import AudioError, Decoder, load
+from samplernn.audio.split import locate, lost, split
 from samplernn.config import DataConfig
 
 ROOT = Path(next(iter(samplernn.__path__))).parent

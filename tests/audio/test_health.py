@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from samplernn.audio.corpus import AudioFile, Corpus, Overlap, Span, Split, prepare, split
+from samplernn.audio.corpus import AudioFile, Corpus, Overlap, prepare
 from samplernn.audio.health import kept_together, leak, remarks
+from samplernn.audio.split import Span, Split, split
 from samplernn.config import DataConfig
 from tests.conftest import CLIPS
 

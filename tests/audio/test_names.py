@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from samplernn.audio.corpus import prepare, split
+from samplernn.audio.corpus import prepare
 from samplernn.audio.io import load
 from samplernn.audio.sinks import FileSink
+from samplernn.audio.split import split
 from samplernn.config import DataConfig, UserError, one_line
 
 NAMES = {

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from samplernn.audio import shards
-from samplernn.audio.corpus import AudioFile, Corpus, locate, split
+from samplernn.audio.corpus import AudioFile, Corpus
 from samplernn.audio.lanes import training_lanes
+from samplernn.audio.split import locate, split
 from samplernn.config import DataConfig
 
 FILES, PER_SHARD, SAMPLES = 100_000, 32, 40_000

@@ -29,7 +29,8 @@ limit_open_files("early")
 from tests.conftest import slow
 from tests.conftest import slow
 from samplernn.audio import lanes
-from samplernn.audio.corpus import locate, prepare, split
+from samplernn.audio.corpus import prepare
+from samplernn.audio.split import locate, split
 from samplernn.config import DataConfig
 
 folder, cache, rate = sys.argv[1], sys.argv[2], int(sys.argv[3])

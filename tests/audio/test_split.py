@@ -10,17 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import samplernn
-from samplernn.audio.corpus import (
-    AudioFile,
-    Corpus,
-    Overlap,
-    Span,
-    Split,
-    leaked_seconds,
-    locate,
-    prepare,
-    split,
-)
+from samplernn.audio.corpus import AudioFile, Corpus, Overlap, prepare
+from samplernn.audio.split import Span, Split, leaked_seconds, locate, split
 from samplernn.config import DataConfig, UserError
 
 CLIPS = Path(next(iter(samplernn.__path__))) / "clips"

@@ -12,9 +12,10 @@ import soundfile as sf
 import soxr
 
 from samplernn.audio import takes
-from samplernn.audio.corpus import AudioFile, leaked_seconds, prepare, split
+from samplernn.audio.corpus import AudioFile, prepare
 from samplernn.audio.fingerprint import Fingerprint, Peaks, encode, steps_per_second
 from samplernn.audio.io import load, to_int16
+from samplernn.audio.split import leaked_seconds, split
 from samplernn.audio.takes import Overlap, group, leaked, overlaps, shared
 from samplernn.config import DataConfig
 from tests.conftest import CLIPS
@@ -255,7 +256,10 @@ def test_what_was_found_is_kept_with_the_cache(tmp_path: Path, monkeypatch: pyte
             prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache")).overlaps
             == first
         )
-    for damaged in ("", "[]", '{"key": 1}', kept.read_text().replace('"overlaps": [', '"overlaps": [[7],')):
+    whole = kept.read_text()
+    infinite = whole.replace('"overlaps": [', '"overlaps": [[Infinity, 1, 0, 0, 1],')
+    assert infinite != whole
+    for damaged in ("", "[]", '{"key": 1}', whole.replace('"overlaps": [', '"overlaps": [[7],'), infinite):
         kept.write_text(damaged)
         assert (
             prepare(tmp_path / "audio", DataConfig(sample_rate=RATE, cache_dir=tmp_path / "cache")).overlaps

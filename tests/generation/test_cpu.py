@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from numba import njit
 
 from samplernn.config import ModelConfig
-from samplernn.generation.engines import cpu_draw, cpu_math, cpu_plan, cpu_program, open_engine
+from samplernn.generation.engines import cpu_draw, cpu_math, cpu_program, open_engine
 from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace, sharings
 from samplernn.generation.engines.cpu_kernels import PER_STEP, STEPS, dot_instruction, matrix_product
 from samplernn.generation.engines.cpu_plan import ROWS
 from samplernn.generation.engines.cpu_weights import pack, to_bfloat16
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.sampling import draw
 from samplernn.model.checkpoint import load
 from samplernn.model.network import SampleRNN
+from tests.generation.drawing import draws
 
 DOTS = {"avx512": ("none", "avx", "avx512"), "avx": ("none", "avx"), "none": ("none",)}[dot_instruction()]
 
@@ -86,15 +87,15 @@ def test_a_code_is_drawn_as_by_the_reference(seed: int, temperature: float, top_
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (40, 37)).astype(np.float32)
     uniforms = rng.random((40, 1), np.float32)
-    sampling = Sampling(temperature, top_k, top_p)
-    column = sampling.temperatures(40, 1).copy()
-    expected = sampling.draw(*(torch.from_numpy(x) for x in (logits, uniforms, column)))[:, 0]
-    warmth = sampling.inverse_temperatures(40, 1)
-    choice = cpu_plan.Choice(False, False, uniforms, warmth, top_k, np.float32(top_p))
+    arrays = draws(1, 0, tuple(range(40)), temperature, top_k=top_k, top_p=top_p)
+    columns = (torch.from_numpy(x) for x in (logits, uniforms, arrays.temperature, arrays.filters))
+    expected = draw(*columns)[:, 0]
     room = np.empty(37, np.float32)
     drawn = [
-        cpu_draw.draw(row, choice, w[0], u[0], room)
-        for row, w, u in zip(logits, warmth, uniforms, strict=True)
+        cpu_draw.draw(row, filters, inverse[0], uniform[0], room)
+        for row, filters, inverse, uniform in zip(
+            logits, arrays.filters, arrays.inverse_temperatures(), uniforms, strict=True
+        )
     ]
     assert (torch.tensor(drawn) != expected).sum() <= 1  # a number at the very border of two codes
 
@@ -141,7 +142,7 @@ def test_a_stream_is_the_same_however_streams_are_shared_out(dtype: str) -> None
     for way in (Sharing(1, 1), Sharing(2, 1), Sharing(3, 1), Sharing(1, 2), Sharing(1, 3)):
         engine.start(7)
         engine._paces[7] = _Pace([way])
-        results.append(engine.advance(64, Randomness(1, tuple(range(7))), Sampling()))
+        results.append(engine.advance(draws(64, 1, tuple(range(7)))))
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
@@ -149,7 +150,7 @@ def test_int8_and_bfloat16_cost_little_on_a_trained_model(trained_run: Path) -> 
     checkpoint = load(trained_run)
     model = checkpoint.build()
     engine = open_engine(model, "cpu", "float32")
-    codes = engine.advance(512, Randomness(0, (0,)), Sampling())
+    codes = engine.advance(draws(512, 0, (0,)))
     bits = {}
     for dtype in ("float32", "bfloat16", "int8"):
         engine = open_engine(model, "cpu", dtype)
@@ -191,14 +192,15 @@ import torch
 from samplernn.config import ModelConfig
 from samplernn.generation.engines import cpu_program
 from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.request import Draws
+from samplernn.generation.sampling import draw_arrays
 from samplernn.model.network import SampleRNN
 
 torch.manual_seed(0)
 model = SampleRNN(ModelConfig(frame_sizes=(8, 2), dim=256, embedding_dim=8, q_levels=64))
 engine = CpuEngine(model, threads=4)
 engine._paces[1] = _Pace([Sharing(4, 1)])
-codes = engine.advance(400, Randomness(0, (0,)), Sampling())
+codes = engine.advance(draw_arrays(Draws(streams=(0,)), 400))
 print(int(codes.sum()), sum(cpu_program.run.stats.cache_misses.values()))
 """
 
@@ -235,7 +237,7 @@ def test_threads_are_released_when_one_cannot_take_part(monkeypatch: pytest.Monk
     monkeypatch.setattr(cpu_program, "run", interrupted)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        engine.advance(6400, Randomness(0, (0,)), Sampling())
+        engine.advance(draws(6400, 0, (0,)))
     assert time.monotonic() - started < 30
     monkeypatch.undo()
-    assert engine.advance(64, Randomness(0, (0,)), Sampling()).shape == (1, 64)
+    assert engine.advance(draws(64, 0, (0,))).shape == (1, 64)

@@ -19,9 +19,9 @@ from samplernn.generation import engines
 from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import EngineState
 from samplernn.generation.engines.reference import ReferenceEngine
-from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN
 from tests.conftest import slow
+from tests.generation.drawing import draws
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -127,20 +127,25 @@ def test_bfloat16_is_close_to_the_network(cuda: ModuleType, num: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampling",
-    [slow(Sampling()), slow(Sampling(0.0)), Sampling(0.9, top_k=5), slow(Sampling(1.1, top_p=0.8))],
+    "options",
+    [
+        slow({}),
+        slow({"temperature": 0.0}),
+        {"temperature": 0.9, "top_k": 5},
+        slow({"temperature": 1.1, "top_p": 0.8}),
+    ],
     ids=["plain", "greedy", "top-k", "top-p"],
 )
 def test_the_same_numbers_draw_the_same_codes_as_in_the_reference(
-    cuda: ModuleType, sampling: Sampling
+    cuda: ModuleType, options: dict[str, float]
 ) -> None:
     model = _model((4, 2), n_rnn=1)
     drawn = []
     for engine in (ReferenceEngine(model), cuda.CudaEngine(model, "float32")):
         for streams in ((2**32 - 1, 5), (5,)):
             engine.start(len(streams))
-            randomness = Randomness(2**63 + 11, streams)
-            drawn.append([engine.advance(4, randomness, sampling) for _ in range(2)])
+            arrays = draws(4, 2**63 + 11, streams, **options)
+            drawn.append([engine.advance(arrays) for _ in range(2)])
     for expected, codes in zip(drawn[:2], drawn[2:], strict=True):
         assert torch.equal(torch.cat(codes, dim=1), torch.cat(expected, dim=1))
 
@@ -152,7 +157,7 @@ def test_each_stream_has_its_own_temperature_at_each_sample(cuda: ModuleType) ->
     drawn = []
     for engine in (ReferenceEngine(model), cuda.CudaEngine(model, "float32")):
         engine.start(2)
-        drawn.append(engine.advance(4, Randomness(3, (0, 1)), Sampling(temperatures)))
+        drawn.append(engine.advance(draws(4, 3, (0, 1))._replace(temperature=temperatures)))
     assert torch.equal(*drawn)
 
 
@@ -161,31 +166,31 @@ def test_a_long_call_is_several_launches_of_the_same_stream(
     cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = cuda.CudaEngine(_model((2,), n_rnn=1), "float32")
-    randomness, codes = Randomness(5, (0, 1, 2)), torch.randint(33, (3, 6))
+    arrays, codes = draws(6, 5, (0, 1, 2)), torch.randint(33, (3, 6))
     engine.start(3)
-    expected = engine.advance(6, randomness, Sampling())
+    expected = engine.advance(arrays)
     scores = engine.score(codes)
     monkeypatch.setattr(cuda, "_SAMPLES_PER_LAUNCH", 5)  # samples: two largest frames, then one
     monkeypatch.setattr(cuda, "_STREAMS_AT_ONCE", 2)  # streams
     engine.start(3)
-    assert torch.equal(engine.advance(6, randomness, Sampling()), expected)
+    assert torch.equal(engine.advance(arrays), expected)
     torch.testing.assert_close(engine.score(codes), scores)
 
 
 @pytest.mark.slow
 def test_a_state_goes_on_where_it_was_taken(cuda: ModuleType) -> None:
     engine = cuda.CudaEngine(_model((4, 2), rnn="lstm", n_rnn=1), "float32")
-    randomness = Randomness(5, (4, 7))
+    arrays = draws(4, 5, (4, 7))
     engine.start(2)
-    engine.advance(4, randomness, Sampling())
+    engine.advance(arrays)
     state = engine.export_state()
-    expected = engine.advance(4, randomness, Sampling())
+    expected = engine.advance(arrays)
     assert state.position.tolist() == [4, 4]
     engine.start(5)
     engine.import_state(state.rows([1]))
-    assert torch.equal(engine.advance(4, Randomness(5, (7,)), Sampling()), expected[1:])
+    assert torch.equal(engine.advance(draws(4, 5, (7,))), expected[1:])
     engine.import_state(EngineState.joined([state.rows([1]), state.rows([0])]))
-    assert torch.equal(engine.advance(4, Randomness(5, (7, 4)), Sampling()), expected[[1, 0]])
+    assert torch.equal(engine.advance(draws(4, 5, (7, 4))), expected[[1, 0]])
 
 
 @pytest.mark.slow
@@ -232,10 +237,10 @@ def test_blocks_that_run_at_the_same_time_wait_for_each_other(
     """The interpreter runs blocks one after the other, and a block would wait for the next for ever. So each gets
     a process, and what they share is shared memory, with real atomic operations."""
     model = _model((4, 2), n_rnn=1, dim=64)
-    randomness, codes = Randomness(9, tuple(range(num))), torch.randint(33, (num, 4))
+    arrays, codes = draws(4, 9, tuple(range(num))), torch.randint(33, (num, 4))
     engine = cuda.CudaEngine(model, "float32")
     engine.start(num)
-    expected = engine.advance(4, randomness, Sampling()), engine.score(codes)
+    expected = engine.advance(arrays), engine.score(codes)
 
     def launch(blocks: int, device: torch.device, **arguments: Any) -> None:
         for value in arguments.values():
@@ -254,7 +259,7 @@ def test_blocks_that_run_at_the_same_time_wait_for_each_other(
     monkeypatch.setattr(cuda, "launch", launch)
     engine._blocks = 3
     engine.start(num)
-    assert torch.equal(engine.advance(4, randomness, Sampling()), expected[0])
+    assert torch.equal(engine.advance(arrays), expected[0])
     torch.testing.assert_close(engine.score(codes), expected[1], atol=1e-5, rtol=1e-5)
 
 
@@ -427,5 +432,5 @@ def test_a_launch_of_many_streams_is_short(cuda: ModuleType, monkeypatch: pytest
     engine = cuda.CudaEngine(_model((4, 2), n_rnn=1), "float32")
     for num, length in ((1, 9000), (4096, 200), (5000, 8)):
         engine.start(num)
-        engine.advance(length, Randomness(0, tuple(range(num))), Sampling())
+        engine.advance(draws(length, 0, tuple(range(num))))
     assert lengths == [(16, 8192), (16, 808), (4096, 128), (4096, 72), (4096, 8), (912, 8)]  # (rows, samples)

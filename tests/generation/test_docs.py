@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+import samplernn
 from samplernn.cli import main
+from samplernn.generation.arguments import flag_of, option_fields, shown_default
+from samplernn.generation.request import Options, Output
 from tests.audio.loudspeaker import Device
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "generation.md"
@@ -75,14 +80,26 @@ def test_every_command_runs(
     assert json.loads(Path("curve.json").read_text())["temperature"] == "0.0:1.0,20.0:0.85,60.0:1.0"
 
 
-def test_every_option_is_shown() -> None:
+def test_every_option_is_shown_and_in_the_table() -> None:
     text = DOCUMENT.read_text("utf-8")
-    from samplernn import cli
+    rows = ["| option | default | what it does |", "| --- | --- | --- |"]
+    for option, help_text in option_fields(Output, Options):
+        flag = flag_of(option)
+        rows.append(f"| `{flag}` | {shown_default(option)} | {help_text} |")
+        if option.name not in ("engine", "dtype"):
+            assert f"{flag} " in text, flag
+    table = "\n".join(rows)
+    assert table in text, f"the table in {DOCUMENT.name} should be:\n{table}"
 
-    parser = cli._generation_parser("generate", "", "")
-    options = {action.option_strings[-1] for action in parser._actions if action.option_strings}
-    for option in (options | {"--num", "--out", "--format"}) - {"--help", "--engine", "--dtype"}:
-        assert f"{option} " in text, option
+
+def test_help_lists_every_option() -> None:
+    for function, missing in ((samplernn.generate, set()), (samplernn.stream, {"include_prompt", "stream"})):
+        names = set(inspect.signature(function).parameters)
+        assert {option.name for option in fields(Options)} - names == missing
+        for name in names & {option.name for option in fields(Options)}:
+            assert f"\n    {name}: " in inspect.getdoc(function)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'loudness'"):
+        samplernn.stream(None, loudness=1)
 
 
 def test_the_python_runs(studio: Path, capsys: pytest.CaptureFixture[str]) -> None:

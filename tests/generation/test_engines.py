@@ -14,8 +14,8 @@ from samplernn.generation import engines
 from samplernn.generation.engines import open_engine
 from samplernn.generation.engines.base import PREFILL_CHUNK, Engine, EngineState
 from samplernn.generation.engines.reference import grouping
-from samplernn.generation.sampling import Randomness, Sampling
 from samplernn.model.network import SampleRNN
+from tests.generation.drawing import draws
 
 TIERS = [(4,), (8, 2), (12, 4, 2)]
 ENGINES = [("reference", "float32"), ("cpu", "float32"), ("cpu", "bfloat16"), ("cpu", "int8")]
@@ -84,8 +84,7 @@ def _teacher_forced(model: SampleRNN, codes: torch.Tensor) -> torch.Tensor:
 
 def _generate(engine: Engine, streams: tuple[int, ...], lengths: list[int], seed: int = 5) -> torch.Tensor:
     engine.start(len(streams))
-    randomness = Randomness(seed, streams)
-    return torch.cat([engine.advance(length, randomness, Sampling()) for length in lengths], dim=1)
+    return torch.cat([engine.advance(draws(length, seed, streams)) for length in lengths], dim=1)
 
 
 @pytest.mark.parametrize("weight_norm", [True, False])
@@ -324,7 +323,7 @@ def test_an_exported_state_goes_on_as_if_nothing_had_happened(choice: tuple[str,
     state = engine.export_state()
     _generate(engine, (5,), [8], seed=9)  # something else in between
     engine.import_state(state)
-    assert torch.equal(engine.advance(24, Randomness(5, (0, 1)), Sampling()), whole[:, 24:])
+    assert torch.equal(engine.advance(draws(24, 5, (0, 1))), whole[:, 24:])
 
 
 @pytest.mark.parametrize("frame_sizes", TIERS)
@@ -367,7 +366,7 @@ def test_streams_are_taken_apart_and_joined(choice: tuple[str, str]) -> None:
     _generate(engine, (0,), [16])
     third = engine.export_state()
     engine.import_state(EngineState.joined([third, second.rows([1])]))
-    together = engine.advance(24, Randomness(5, (0, 1)), Sampling())
+    together = engine.advance(draws(24, 5, (0, 1)))
     whole = _generate(engine, (0, 1), [48])
     assert torch.equal(first, whole[:, :24])
     assert torch.equal(together[0], whole[0, 16:40])
@@ -379,20 +378,20 @@ def test_each_draw_has_its_own_temperature(choice: tuple[str, str]) -> None:
     rows = np.ones((2, 48), np.float32)
     rows[1, 24:] = 0
     engine.start(2)
-    mixed = engine.advance(48, Randomness(5, (0, 1)), Sampling(rows))
+    mixed = engine.advance(draws(48, 5, (0, 1))._replace(temperature=rows))
     warm = _generate(engine, (0, 1), [48])
     assert torch.equal(mixed[0], warm[0])
     assert torch.equal(mixed[1, :24], warm[1, :24])
     engine.start(2)
-    engine.advance(24, Randomness(5, (0, 1)), Sampling())
-    greedy = engine.advance(24, Randomness(6, (0, 1)), Sampling(0.0))  # no chance in it
+    engine.advance(draws(24, 5, (0, 1)))
+    greedy = engine.advance(draws(24, 6, (0, 1), 0.0))  # no chance in it
     assert torch.equal(mixed[1, 24:], greedy[1])
 
 
 def test_lengths_must_be_whole_frames(choice: tuple[str, str]) -> None:
     engine = open_engine(_model(), *choice)
     with pytest.raises(ValueError, match="multiple of the largest frame, 8"):
-        engine.advance(12, Randomness(0, (0,)), Sampling())
+        engine.advance(draws(12, 0, (0,)))
 
 
 def test_the_model_is_not_changed_by_its_engine(choice: tuple[str, str]) -> None:

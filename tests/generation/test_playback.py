@@ -17,19 +17,18 @@ import torch
 import samplernn
 from samplernn.config import UserError
 from samplernn.generation.engines.base import EngineState
-from samplernn.generation.envelopes import envelopes
 from samplernn.generation.guards import Guard, Trap
 from samplernn.generation.playback import FACTORS, Generator, Playback, latest
 from samplernn.generation.prompts import Prompt
 from samplernn.generation.request import OnTrap, Request
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.sampling import DrawArrays
 from samplernn.generation.snapshots import Snapshot
 from samplernn.model.checkpoint import Checkpoint
 
 RATE, FRAME, HOP = 4000, 8, 1000
 NUM = 9 * RATE + 3
 """Samples of the streams here: not a whole number of frames."""
-CURVES = envelopes(["0:1.0,4:0.7,9:1.1", "0.9", "1.0"])
+CURVES = ("0:1.0,4:0.7,9:1.1", "0.9", "1.0")
 
 
 def _slow(*values: Any) -> Any:
@@ -46,7 +45,7 @@ def checkpoint(trained_run: Path) -> Checkpoint:
 def generator(checkpoint: Checkpoint) -> Generator:
     """Its training audio is pretended to be such that some of what it plays sounds like noise."""
     generator = Generator(checkpoint)
-    request = Request(60 * RATE, (7, 8), seed=3, on_trap="off")
+    request = Request(60 * RATE, streams=(7, 8), seed=3, temperature=(1.0,), on_trap="off")
     hops = np.concatenate(list(generator.stream(request)), axis=1).reshape(-1, HOP) / 32768
     energy = 10 * np.log10(np.quantile(np.diff(hops).var(axis=1), 0.3))
     generator.expected = replace(generator.expected, level=energy - 6 + 20, brightness=0.01)
@@ -117,7 +116,7 @@ def test_an_interrupted_stream_goes_on_as_if_nothing_had_happened(
 def test_a_snapshot_between_blocks_is_as_good_as_one_at_the_end(
     generator: Generator, whole: dict[str, np.ndarray], on_trap: str
 ) -> None:
-    request = Request(NUM, (0, 1, 2), 1, CURVES, on_trap=on_trap)  # type: ignore[arg-type]
+    request = Request(NUM, streams=(0, 1, 2), seed=1, temperature=CURVES, on_trap=on_trap)  # type: ignore[arg-type]
     playback, given = generator.stream(request), 0
     for number, block in enumerate(playback):
         given += block.shape[1]
@@ -186,7 +185,7 @@ def test_the_state_of_another_model_is_refused(generator: Generator) -> None:
 
 def test_two_playbacks_of_one_generator_do_not_disturb_each_other(generator: Generator) -> None:
     def request(stream: int) -> Request:
-        return Request(3000, (stream,), on_trap="off")
+        return Request(3000, streams=(stream,), on_trap="off")
 
     apart = [np.concatenate(list(generator.stream(request(i))), axis=1) for i in range(2)]
     pairs = zip(generator.stream(request(0)), generator.stream(request(1)), strict=True)
@@ -223,12 +222,12 @@ def test_a_cooled_stream_has_a_lower_temperature_for_a_while(
     used: list[np.ndarray] = []
     advance = generator.engine.advance
 
-    def spy(length: int, randomness: Randomness, sampling: Sampling) -> torch.Tensor:
-        used.append(sampling.temperatures(3, length).copy())
-        return advance(length, randomness, sampling)
+    def spy(draws: DrawArrays) -> torch.Tensor:
+        used.append(draws.temperature)
+        return advance(draws)
 
     monkeypatch.setattr(generator.engine, "advance", spy)
-    cooled, playback = _play(generator, on_trap="cool", temperature=envelopes(1.0))
+    cooled, playback = _play(generator, on_trap="cool", temperature=(1.0,))
     temperature = np.concatenate(used, axis=1)[:, :NUM]
     expected = np.ones_like(temperature)
     for event in playback.events:
@@ -237,7 +236,7 @@ def test_a_cooled_stream_has_a_lower_temperature_for_a_while(
         expected[event.stream, start : start + 2 * RATE] = FACTORS["noise"]
     assert np.array_equal(temperature, expected)
     first = min(round(event.until * RATE) for event in playback.events)
-    plain, _ = _play(generator, on_trap="off", temperature=envelopes(1.0))
+    plain, _ = _play(generator, on_trap="off", temperature=(1.0,))
     assert np.array_equal(cooled[:, :first], plain[:, :first])
     assert not np.array_equal(cooled, plain)
 
@@ -351,7 +350,7 @@ def test_a_step_back_is_to_before_the_trap_but_not_too_far() -> None:
 
 
 def test_a_block_that_was_lost_comes_again(generator: Generator, on_trap: str) -> None:
-    playback = generator.stream(Request(None, (0, 1, 2), 1, CURVES, on_trap=on_trap))  # type: ignore[arg-type]
+    playback = generator.stream(Request(None, streams=(0, 1, 2), seed=1, temperature=CURVES, on_trap=on_trap))  # type: ignore[arg-type]
     for _ in range(13):
         lost = next(playback)
     again, _ = _play(generator, num_samples=lost.shape[1], origin=playback.snapshot(False), on_trap=on_trap)
@@ -363,7 +362,7 @@ def test_a_block_that_was_lost_comes_again(generator: Generator, on_trap: str) -
 
 def generator_state(generator: Generator, on_trap: str) -> Snapshot:
     """After thirteen blocks."""
-    playback = generator.stream(Request(None, (0, 1, 2), 1, CURVES, on_trap=on_trap))  # type: ignore[arg-type]
+    playback = generator.stream(Request(None, streams=(0, 1, 2), seed=1, temperature=CURVES, on_trap=on_trap))  # type: ignore[arg-type]
     for _ in range(13):
         next(playback)
     return playback.snapshot()
@@ -381,7 +380,7 @@ def test_forks_of_forks_within_a_frame_keep_all_that_was_heard(generator: Genera
 
 
 def test_blocks_are_of_one_length(generator: Generator, on_trap: str) -> None:
-    playback = generator.stream(Request(NUM, (0,), on_trap=on_trap), 0.7)  # type: ignore[arg-type]
+    playback = generator.stream(Request(NUM, on_trap=on_trap), 0.7)  # type: ignore[arg-type]
     lengths = [block.shape[1] for block in playback]
     assert lengths == [2800] * (NUM // 2800) + [NUM % 2800]
 
@@ -411,7 +410,7 @@ def test_threads_may_share_a_generator(generator: Generator) -> None:
 
 @pytest.mark.slow
 def test_what_is_kept_does_not_grow(generator: Generator) -> None:
-    playback = generator.stream(Request(None, (0, 1), on_trap="rewind"))
+    playback = generator.stream(Request(None, streams=(0, 1), temperature=(1.0,), on_trap="rewind"))
     sizes = []
     for number, _ in enumerate(playback):
         sizes.append(len(playback._timeline.moments) + playback._timeline.codes.shape[1] // HOP)
@@ -431,11 +430,21 @@ def snapshot(generator: Generator) -> Snapshot:
 def test_a_saved_snapshot_is_all_there(snapshot: Snapshot, tmp_path: Path) -> None:
     snapshot.save(tmp_path / "new" / "x.state")
     loaded = Snapshot.load(tmp_path / "new" / "x.state")
-    for field in ("weights", "engine", "dtype", "on_trap", "sample_rate", "time", "skip", "draws", "earlier"):
+    for field in (
+        "weights",
+        "engine",
+        "dtype",
+        "on_trap",
+        "sample_rate",
+        "time",
+        "skip",
+        "draws",
+        "earlier",
+        "reactions",
+    ):
         assert getattr(loaded, field) == getattr(snapshot, field)
     for one, other in zip(loaded.streams, snapshot.streams, strict=True):
         assert _equal(one.engine, other.engine)
-        assert one.reaction == other.reaction
         assert all(np.array_equal(one.guard[name], other.guard[name]) for name in other.guard)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.state"]
     with safetensors.safe_open(tmp_path / "new" / "x.state", "pt") as file:
@@ -489,7 +498,7 @@ def test_a_damaged_snapshot_is_one_line(snapshot: Snapshot, tmp_path: Path) -> N
         {"seed": -1},
         {"top_k": -1},
         {"top_p": 0.0},
-        {"temperature": envelopes([1, 2])},
+        {"temperature": (1, 2)},
         {"on_trap": "panic"},
     ],
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 import samplernn
 from samplernn.config import Config, UserError, from_dict
 from samplernn.generation.files import generate
-from samplernn.generation.settings import of_sidecar
+from samplernn.generation.settings import read_sidecar
 from samplernn.generation.snapshots import Snapshot
 from samplernn.model.checkpoint import Checkpoint
 from samplernn.model.network import SampleRNN
@@ -88,14 +88,14 @@ def _changed_state(made: Path, file: Path, change: Change, tensors_too: bool) ->
         (_set("draws", 1), "draws must hold options of its own, got 1"),
         (_set("draws.seed", 1.5), "draws.seed must be of type int, got 1.5"),
         (_set("draws.seed", -1), "seed must be from 0 to 2**64 - 1, got -1"),
-        (_set("draws.streams", [-1]), "draws.streams must be numbers from 0 on"),
+        (_set("draws.streams", [-1]), "stream must be at least 0, got -1"),
         (_set("draws.streams", [0, 1]), "1 reactions for 2 streams"),
         (_set("draws.streams", []), "num must be at least 1"),
         (_set("draws.temperature", ["hot"]), "temperature 'hot': expected a number"),
         (_set("draws.top_p", 2), "top_p must be above 0 and at most 1"),
         (_set("draws.more", 2), "unknown option draws.more"),
-        (_set("earlier", [[1]]), "earlier must hold [time, draws], got (1,)"),
-        (_set("earlier", [["a", {}]]), "earlier must be of type int, got 'a'"),
+        (_set("earlier", [[1]]), "earlier must hold [time, draws], got [1]"),
+        (_set("earlier", [["a", {}]]), "earlier.until must be of type int, got 'a'"),
         (_set("reactions", [{"factor": "x"}]), "reactions.factor must be of type float"),
         (lambda about: about["reactions"][0].update(factor=float("nan")), "reactions are out of range"),
         (lambda about: about["reactions"][0].update(factor=0), "reactions are out of range"),
@@ -194,7 +194,7 @@ def test_what_a_sidecar_says_is_checked(made: Path, tmp_path: Path, change: Chan
     file = tmp_path / "bad.json"
     file.write_text(json.dumps(facts), "utf-8")
     with pytest.raises(UserError) as caught:
-        of_sidecar(file)
+        read_sidecar(file)
     assert str(caught.value).startswith(f"{file}: says nothing about how samplernn made it (")
     assert complaint in str(caught.value)
 
@@ -208,6 +208,6 @@ def test_a_sidecar_of_another_make_is_named(tmp_path: Path) -> None:
     ):
         (tmp_path / "it.json").write_bytes(content)
         with pytest.raises(UserError) as caught:
-            of_sidecar(tmp_path / "it.json")
+            read_sidecar(tmp_path / "it.json")
         assert str(caught.value).startswith(str(tmp_path / "it.json"))
         assert complaint in str(caught.value)

@@ -17,7 +17,8 @@ import soundfile as sf
 import soxr
 from rich.console import Console
 
-from samplernn.audio.corpus import leaked_seconds, prepare, split
+from samplernn.audio.corpus import prepare
+from samplernn.audio.split import leaked_seconds, split
 from samplernn.cli import main
 from samplernn.config import Config, DataConfig, from_dict
 from samplernn.insight.doctor import Diagnosis, examine, show

@@ -40,7 +40,7 @@ def test_a_run_that_training_wrote(run_copy: Path, capsys: pytest.CaptureFixture
     assert "6 for a blind guess among 64 values" in said
     assert "frame_sizes [8, 2]" in said
     assert len(sounds(document)) >= 2
-    assert document.count('class="yardstick"') == 3
+    assert document.count('class="picture"') >= 4  # bits, validation alone, learning rate, gradients
     assert samplernn.report is report
 
 

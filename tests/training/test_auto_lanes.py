@@ -11,8 +11,9 @@ import pytest
 import soundfile as sf
 import torch
 
-from samplernn.audio.corpus import Corpus, locate, prepare, split
+from samplernn.audio.corpus import Corpus, prepare
 from samplernn.audio.lanes import training_lanes
+from samplernn.audio.split import locate, split
 from samplernn.config import Config, DataConfig, from_dict, merged
 from samplernn.insight.doctor import examine
 from samplernn.training import auto_lanes, run

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from samplernn.audio.corpus import Corpus, locate, prepare, split
+from samplernn.audio.corpus import Corpus, prepare
 from samplernn.audio.lanes import Lanes, Segment, cut, evaluation_lanes, quick_check
+from samplernn.audio.split import locate, split
 from samplernn.config import Config, DataConfig, ModelConfig
 from samplernn.model.baselines import count_pairs
 from samplernn.model.codec import Codec

@@ -16,7 +16,8 @@ import soundfile as sf
 import torch
 
 import samplernn
-from samplernn.audio.corpus import locate, prepare, split
+from samplernn.audio.corpus import prepare
+from samplernn.audio.split import locate, split
 from samplernn.cli import main
 from samplernn.config import Config, DataConfig, from_dict, merged, to_dict
 from samplernn.insight.gradients import gradients

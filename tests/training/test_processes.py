@@ -441,7 +441,7 @@ def test_a_process_whose_others_never_come_can_be_ended(
 def test_others_that_never_come_are_one_line_in_the_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(processes, "_SAY_SO_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "_NOTICE_SECONDS", 0.0)
     monkeypatch.setenv("RANK", "1")
 
     def wait() -> None:

@@ -28,11 +28,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import samplernn
 from samplernn import storage
-from samplernn.audio.corpus import Split, locate, prepare
+from samplernn.audio.corpus import prepare
 from samplernn.audio.lanes import quick_check
 from samplernn.audio.shards import open_samples
+from samplernn.audio.split import Split, locate
 from samplernn.config import Config, DataConfig, UserError, from_dict, merged, presets, to_dict
-from samplernn.generation.envelopes import envelopes
 from samplernn.generation.playback import Generator
 from samplernn.generation.request import Request
 from samplernn.model.checkpoint import load
@@ -502,7 +502,7 @@ def test_validation_and_samples_are_those_of_the_average(
     score = score_spans(checkpoint, corpus, spans, "validation")
     said = float(_rows(outcome.folder)[-1]["validation/bits_per_sample"])
     assert said == pytest.approx(score.bits_per_sample, rel=1e-5)
-    request = Request(400, streams=(0,), seed=0, temperature=envelopes(0.9))
+    request = Request(400, streams=(0,), seed=0, temperature=(0.9,))
     again = np.concatenate(list(Generator(checkpoint).stream(request)), axis=1)
     written = sf.read(outcome.folder / "samples/step-0000006-t0.90-0.wav", dtype="int16")[0]
     assert np.array_equal(written, again[0])

@@ -16,8 +16,9 @@ import soundfile
 import yaml
 from numpy.typing import NDArray
 
-from samplernn.audio.corpus import Corpus, Span, Split, locate, prepare
+from samplernn.audio.corpus import Corpus, prepare
 from samplernn.audio.spectrum import level_db, long_term_spectrum, spectral_distance
+from samplernn.audio.split import Span, Split, locate
 from samplernn.config import Config, DataConfig, from_dict, merged
 from samplernn.generation.files import generate
 from samplernn.model.checkpoint import load

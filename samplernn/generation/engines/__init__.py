@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 import torch
 
@@ -11,6 +10,7 @@ from samplernn.config import ModelConfig, UserError
 from samplernn.generation.engines.base import Engine
 from samplernn.generation.engines.cpu_plan import CELLS as CPU_CELLS
 from samplernn.generation.engines.reference import ReferenceEngine
+from samplernn.messages import say
 from samplernn.model.network import SampleRNN
 
 DTYPES = {
@@ -58,7 +58,7 @@ def open_engine(
     if reason := without_cuda():
         raise UserError(f"engine cuda cannot run here: {reason}; use engine cpu, or auto")
     if not CUDA_HAS_RUN_ON_A_GPU:
-        _say("engine cuda is an experiment: it has not run on a GPU before; engine cpu is the tested one")
+        say("engine cuda is an experiment: it has not run on a GPU before; engine cpu is the tested one")
     try:
         return _opened(model, engine, dtype, threads)
     except Exception as error:  # whatever drivers, compilers and GPUs may come up with
@@ -75,9 +75,9 @@ def _best(model: SampleRNN, dtype: str, threads: int | None) -> Engine:
         try:
             return open_engine(model, "cuda", dtype)
         except UserError as error:
-            _say(f"engine cpu, although there is a GPU: {error}")
+            say(f"engine cpu, although there is a GPU: {error}")
     if missing := unserved("cpu", model.config):
-        _say(f"engine reference, the generic one: engine cpu has no {missing}")
+        say(f"engine reference, the generic one: engine cpu has no {missing}")
         return open_engine(model, "reference", dtype)
     return open_engine(model, "cpu", dtype, threads)
 
@@ -114,10 +114,6 @@ def without_cuda() -> str:
 def first_line(error: Exception) -> str:
     """The kind of an error, and what it says first."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:200]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def unserved(engine: str, config: ModelConfig) -> str:

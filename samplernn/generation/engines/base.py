@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.sampling import DrawArrays
 from samplernn.model.network import FrameLevelTier, SampleRNN, State
 
 PREFILL_CHUNK = 16384
@@ -90,16 +90,14 @@ class Engine:
         _, network = self.model.listen(codes.to(self.device), self._state.network)
         self._state = EngineState(network, self._state.position)
 
-    def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
+    def advance(self, draws: DrawArrays) -> Tensor:
         """Generate.
 
         Args:
-            length: samples per stream.
-            randomness: with one stream number per row.
-            sampling: how codes are drawn.
+            draws: how codes are drawn: random numbers, temperatures and filters.
 
         Returns:
-            Codes, int64 ``[B, length]``.
+            Codes, int64 ``[B, draws.length]``.
         """
         raise NotImplementedError
 

@@ -8,7 +8,6 @@ block by block (`_Pace`).
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,9 +21,10 @@ from torch import Tensor
 from samplernn.generation.engines import cpu_program
 from samplernn.generation.engines.base import Engine, EngineState, round_up
 from samplernn.generation.engines.cpu_cache import KEPT
-from samplernn.generation.engines.cpu_plan import ABORT, FEW_STREAMS, Choice, Streams
+from samplernn.generation.engines.cpu_plan import ABORT, FEW_STREAMS, PER_STREAM, Choice, Streams
 from samplernn.generation.engines.cpu_weights import PackedNetwork
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.sampling import DrawArrays
+from samplernn.messages import say
 from samplernn.model.network import SampleRNN, State
 
 _STREAMS_AT_ONCE = 48
@@ -76,18 +76,17 @@ class CpuEngine(Engine):
         too, and packed ones are smaller."""
         self._run(codes.shape[1], _given(1)._replace(is_heard=True), codes.numpy())
 
-    def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
+    def advance(self, draws: DrawArrays) -> Tensor:
         position = self._state.position
         choice = Choice(
             is_given=False,
             is_heard=False,
-            uniforms=randomness.uniforms(position.numpy(), length),
-            inverse_temperature=sampling.inverse_temperatures(len(position), length),
-            top_k=sampling.top_k,
-            top_p=np.float32(sampling.top_p),
+            uniforms=draws.uniforms(position),
+            inverse_temperature=draws.inverse_temperatures(),
+            filters=draws.filters,
         )
-        codes, _ = self._run(length, choice, None)
-        self._state = EngineState(self._state.network, position + length)
+        codes, _ = self._run(draws.length, choice, None)
+        self._state = EngineState(self._state.network, position + draws.length)
         return torch.from_numpy(codes)
 
     def score(self, codes: Tensor) -> Tensor:
@@ -97,7 +96,7 @@ class CpuEngine(Engine):
         """Compile the program, or load it from disk; say so if that takes a while or is done each time."""
         said = f"each time, for {KEPT.problem}" if KEPT.problem else "once"
         said = f"compiling the engine for this machine: {said}, about 15 s …"
-        notice = threading.Timer(1.0, lambda: print(said, file=sys.stderr, flush=True))
+        notice = threading.Timer(1.0, say, (said,))
         notice.start()
         was_kept = not KEPT.problem
         try:
@@ -105,7 +104,7 @@ class CpuEngine(Engine):
         finally:
             notice.cancel()
         if was_kept and KEPT.problem:
-            print(f"the engine will be compiled each time, for {KEPT.problem}", file=sys.stderr, flush=True)
+            say(f"the engine will be compiled each time, for {KEPT.problem}")
         self._paces.clear()
         self.start(1)
 
@@ -145,8 +144,8 @@ class CpuEngine(Engine):
             streams = self._imported(rows, length, sharing.together)
             if given is not None:
                 streams.codes[:, :, self.lookback :] = given[rows]
-            uniforms, inverse = choice.uniforms[rows], choice.inverse_temperature[rows]
-            tasks.append((streams, choice._replace(uniforms=uniforms, inverse_temperature=inverse)))
+            of_rows = {name: getattr(choice, name)[rows] for name in PER_STREAM}
+            tasks.append((streams, choice._replace(**of_rows)))
         if sharing.side_by_side == 1:
             for task in tasks:
                 self._advance_together(*task, sharing.together, length)
@@ -220,7 +219,7 @@ class CpuEngine(Engine):
 def _given(num_streams: int) -> Choice:
     """Codes are there already."""
     unused = np.zeros((num_streams, 0), np.float32)
-    return Choice(True, False, unused, unused, 0, np.float32(1))
+    return Choice(True, False, unused, unused, unused)
 
 
 def cores() -> int:

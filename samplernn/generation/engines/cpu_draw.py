@@ -9,18 +9,17 @@ import numpy as np
 from samplernn.generation.engines.cpu_cache import compiled, compiled_reordering
 from samplernn.generation.engines.cpu_kernels import as_bits, as_float
 from samplernn.generation.engines.cpu_math import exp, maximum
-from samplernn.generation.engines.cpu_plan import Choice
 
 _ZERO = np.float32(0)
 
 
 @compiled
-def draw(logits: Any, choice: Choice, inverse_temperature: Any, uniform: Any, p: Any) -> int:
-    """A code by inverting the cumulative distribution (see `Sampling.draw`).
+def draw(logits: Any, filters: Any, inverse_temperature: Any, uniform: Any, p: Any) -> int:
+    """A code by inverting the cumulative distribution (see `sampling.draw`).
 
     Args:
         logits: ``[q]``.
-        choice: top-k, top-p.
+        filters: top-k, top-p, ``[2]``.
         inverse_temperature: of this draw; 0 is greedy.
         uniform: in [0, 1).
         p: room for the probabilities, ``[q]``.
@@ -30,10 +29,11 @@ def draw(logits: Any, choice: Choice, inverse_temperature: Any, uniform: Any, p:
     top = maximum(logits)
     for i in range(len(p)):
         p[i] = exp((logits[i] - top) * inverse_temperature)
-    if 0 < choice.top_k < len(p):
-        _keep_top_k(p, choice.top_k)
-    if choice.top_p < 1:
-        _keep_top_p(p, choice.top_p)
+    top_k, top_p = int(filters[0]), filters[1]
+    if 0 < top_k < len(p):
+        _keep_top_k(p, top_k)
+    if top_p < 1:
+        _keep_top_p(p, top_p)
     total = _ZERO
     for i in range(len(p)):
         total += p[i]

@@ -119,8 +119,12 @@ class Choice(NamedTuple):
     """Random numbers, ``[B, length]``."""
     inverse_temperature: NDArray[np.float32]
     """Of each draw, 0 where the most probable code is taken, ``[B, length]``."""
-    top_k: int
-    top_p: np.float32
+    filters: NDArray[np.float32]
+    """Top-k and top-p of each stream, ``[B, 2]`` (see `sampling.DrawArrays`)."""
+
+
+PER_STREAM = ("uniforms", "inverse_temperature", "filters")
+"""Fields of `Choice` with a row for each stream."""
 
 
 class Share(NamedTuple):

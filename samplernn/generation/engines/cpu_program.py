@@ -282,6 +282,7 @@ def run(plan: Plan, streams: Streams, choice: Choice, thread: int, num_threads: 
             logits = streams.logits[stream, : plan.q_levels]
             if not choice.is_given:
                 uniform, inverse = choice.uniforms[stream, t], choice.inverse_temperature[stream, t]
-                codes[stream, now] = draw(logits, choice, inverse, uniform, streams.probabilities[thread])
+                room = streams.probabilities[thread]
+                codes[stream, now] = draw(logits, choice.filters[stream], inverse, uniform, room)
             elif thread == 0:
                 streams.nll[stream, t] = negative_log_likelihood(logits, codes[stream, now])

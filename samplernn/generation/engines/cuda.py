@@ -6,7 +6,6 @@ Where Triton's kernels are interpreted (``TRITON_INTERPRET=1``) the same runs on
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ from torch.nn import functional as F
 from samplernn.generation.engines import cuda_kernels, cuda_program
 from samplernn.generation.engines.base import Engine, EngineState, round_up
 from samplernn.generation.engines.cuda_weights import Packed
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.request import Draws
+from samplernn.generation.sampling import DrawArrays, draw_arrays
+from samplernn.messages import say
 from samplernn.model.network import SampleRNN, State
 
 _STREAMS_AT_ONCE = 4096
@@ -106,7 +107,7 @@ class CudaEngine(Engine):
         drawn = []
         for num in (1, 3, 17):
             self.start(num)
-            drawn.append(self.advance(length, Randomness(0, tuple(range(num))), Sampling()))
+            drawn.append(self.advance(draw_arrays(Draws(streams=tuple(range(num))), length)))
             if not ((drawn[-1] >= 0) & (drawn[-1] < config.q_levels)).all():
                 raise RuntimeError(f"codes are out of range with {num} streams")
         if not all(torch.equal(codes[0], drawn[0][0]) for codes in drawn):
@@ -117,37 +118,27 @@ class CudaEngine(Engine):
             super()._hear(codes)
 
     @torch.inference_mode()
-    def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
-        inverse = torch.from_numpy(sampling.inverse_temperatures(len(self._state.position), length))
-        codes, _ = self._run(length, None, inverse, randomness, sampling)
-        self._state = EngineState(self._state.network, self._state.position + length)
+    def advance(self, draws: DrawArrays) -> Tensor:
+        codes, _ = self._run(None, draws)
+        self._state = EngineState(self._state.network, self._state.position + draws.length)
         return codes
 
     @torch.inference_mode()
     def score(self, codes: Tensor) -> Tensor:
-        unused = Randomness(0, (0,) * len(codes))
-        return self._run(codes.shape[1], codes, torch.zeros(len(codes), 0), unused, Sampling())[1]
+        unused = draw_arrays(Draws(streams=(0,) * len(codes)), codes.shape[1])
+        return self._run(codes, unused)[1]
 
-    def _run(
-        self,
-        length: int,
-        given: Tensor | None,
-        inverse_temperatures: Tensor,
-        randomness: Randomness,
-        sampling: Sampling,
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, given: Tensor | None, draws: DrawArrays) -> tuple[Tensor, Tensor]:
         """Advance every stream, some of them at a time, by as many samples as a launch may take.
 
         Args:
-            length: samples per stream.
             given: codes, int64 ``[B, length]``; None: draw them.
-            inverse_temperatures: float32 ``[B, length]``; not used if codes are given.
-            randomness: of the draws.
-            sampling: how to draw.
+            draws: how; of given codes only the shape counts.
 
         Returns:
             Codes and, if they were given, their negative log-likelihoods, ``[B, length]``.
         """
+        length = draws.length
         self._require_whole_frames(length)
         state, num = self._state, len(self._state.position)
         at_once = min(_STREAMS_AT_ONCE, max(32, _CONDITIONING // (self._packed.ratios * self._packed.dim)))
@@ -158,26 +149,20 @@ class CudaEngine(Engine):
         after = []
         for first in range(0, num, at_once):
             rows = slice(first, first + at_once)
-            group, numbers = state.rows(rows), Randomness(randomness.seed, randomness.streams[rows])
+            group = state.rows(rows)
             for start in range(0, length, per_launch):
                 piece = slice(start, min(start + per_launch, length))
                 now = codes[rows, piece]
                 if given is not None:
                     now.copy_(given[rows, piece])
-                is_given, inverse = given is not None, inverse_temperatures[rows, piece]
-                group, nll[rows, piece] = self._launch(group, now, is_given, inverse, numbers, sampling)
+                part = draws.part(rows, piece)
+                group, nll[rows, piece] = self._launch(group, now, given is not None, part)
             after.append(group)
         self._state = EngineState(EngineState.joined(after).network, state.position)
         return codes, nll
 
     def _launch(
-        self,
-        state: EngineState,
-        codes: Tensor,
-        is_given: bool,
-        inverse_temperatures: Tensor,
-        randomness: Randomness,
-        sampling: Sampling,
+        self, state: EngineState, codes: Tensor, is_given: bool, draws: DrawArrays
     ) -> tuple[EngineState, Tensor]:
         """Run the program once, for some streams and a part of a call; writes the codes that it draws.
 
@@ -206,7 +191,7 @@ class CudaEngine(Engine):
         past_and_new = torch.cat([state.network.history, codes.to(device)], dim=1).int()
         past_and_new = F.pad(past_and_new, (0, 0, 0, rows - num), value=self.model.q_zero)
         nll = zeros(rows, length if is_given else 0)
-        seed = randomness.seed
+        seed = draws.seed
         launch(
             self._blocks,
             device,
@@ -221,12 +206,11 @@ class CudaEngine(Engine):
             second=zeros(rows, packed.dim, dtype=self._dtype),
             logits=zeros(rows, packed.codes),
             nll=nll,
-            inverse_temperatures=padded(inverse_temperatures),
+            inverse_temperatures=padded(torch.from_numpy(draws.inverse_temperatures())),
             positions=padded(state.position),
-            streams=padded(torch.tensor(randomness.streams)),
+            streams=padded(torch.tensor(draws.streams)),
             seeds=torch.tensor([seed - (1 << 64) if seed >> 63 else seed], device=device),
-            top_k=sampling.top_k,
-            top_p=float(sampling.top_p),
+            filters=padded(torch.from_numpy(draws.filters)),
             counter=zeros(1, dtype=torch.int32),
             num=num,
             num_rows=rows,
@@ -238,7 +222,7 @@ class CudaEngine(Engine):
             Q_LEVELS=config.q_levels,
             IS_LSTM=is_lstm,
             IS_GIVEN=is_given,
-            IS_FILTERED=sampling.top_k > 0 or sampling.top_p < 1,
+            IS_FILTERED=draws.is_filtered,
             **shapes._asdict(),
         )
         codes.copy_(past_and_new[:num, self.lookback :])
@@ -253,7 +237,7 @@ def launch(blocks: int, device: torch.device, **arguments: Any) -> None:
         cuda_program.advance[(blocks,)](**arguments)
         return
     said = "compiling the engine for this GPU: once for each kind of request, some seconds each …"
-    notice = threading.Timer(2.0, lambda: print(said, file=sys.stderr, flush=True))
+    notice = threading.Timer(2.0, say, (said,))
     notice.start()
     try:
         with torch.cuda.device(device):

@@ -241,15 +241,16 @@ def gathered_by_one(codes, table, units, PLACES: tl.constexpr, Q_LEVELS: tl.cons
 
 @triton.jit
 def drawn(
-    logits, rows, uniform, inverse_temperature, top_k, top_p, Q: tl.constexpr, Q_LEVELS: tl.constexpr,
+    logits, rows, uniform, inverse_temperature, filters, Q: tl.constexpr, Q_LEVELS: tl.constexpr,
     FILTERED: tl.constexpr,
 ):  # fmt: skip
-    """A code for each row, as `Sampling.draw`; int32 ``[rows]``.
+    """A code for each row, as `sampling.draw`; int32 ``[rows]``.
 
     Args:
         logits: float32 ``[all rows, Q]``.
         uniform: ``[rows]``.
         inverse_temperature: ``[rows]``; 0 takes the most probable code.
+        filters: top-k and top-p, ``[all rows, 2]``.
     """
     code = tl.arange(0, Q)
     logit = tl.load(logits + rows[:, None] * Q + code[None, :])
@@ -257,7 +258,7 @@ def drawn(
     weight = tl.exp((logit - highest[:, None]) * inverse_temperature[:, None])
     weight = tl.where(code[None, :] < Q_LEVELS, weight, 0.0)
     if FILTERED:
-        weight = filtered(logits, rows, weight, highest, inverse_temperature, top_k, top_p, Q)
+        weight = filtered(logits, rows, weight, highest, inverse_temperature, filters, Q)
     cumulative = tl.cumsum(weight, axis=1)
     target = uniform * tl.max(cumulative, axis=1)
     is_possible = weight > 0
@@ -270,7 +271,7 @@ def drawn(
 
 
 @triton.jit
-def filtered(logits, rows, weight, highest, inverse_temperature, top_k, top_p, Q: tl.constexpr):
+def filtered(logits, rows, weight, highest, inverse_temperature, filters, Q: tl.constexpr):
     """The weights ``[rows, Q]`` without those that top-k or top-p leave out.
 
     A code stays if fewer than top_k are more probable, and if those before it in the order of probability
@@ -288,9 +289,11 @@ def filtered(logits, rows, weight, highest, inverse_temperature, top_k, top_p, Q
         is_before = is_more | ((theirs == mine) & (other[None, None, :] < code[None, :, None]))
         more_probable += tl.sum(is_more.to(tl.int32), axis=2)
         weight_before += tl.sum(tl.where(is_before, theirs, 0.0), axis=2)
+    top_k = tl.load(filters + 2 * rows)[:, None]
     weight = tl.where((top_k <= 0) | (more_probable < top_k), weight, 0.0)
-    limit = top_p * tl.sum(weight, axis=1)
-    return tl.where((top_p >= 1) | (weight_before < limit[:, None]), weight, 0.0)
+    top_p = tl.load(filters + 2 * rows + 1)[:, None]
+    limit = top_p * tl.sum(weight, axis=1)[:, None]
+    return tl.where((top_p >= 1) | (weight_before < limit), weight, 0.0)
 
 
 @triton.jit
@@ -371,7 +374,7 @@ def product_of_one(x, weights, BN: tl.constexpr):
 
 @triton.jit
 def uniforms(seed, streams, samples):
-    """As `Randomness.uniforms`: of streams ``[rows]`` at their samples, int64 ``[rows]``."""
+    """As `sampling.uniforms`: of streams ``[rows]`` at their samples, int64 ``[rows]``."""
     low = (samples & 0xFFFFFFFF).to(tl.uint32)
     high = (samples >> 32).to(tl.uint32)
     word, _, _, _ = tl.philox(seed, low, high, streams.to(tl.uint32), tl.zeros_like(low))

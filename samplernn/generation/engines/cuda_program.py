@@ -97,7 +97,7 @@ def step_tier(
     return wait_for_all(counter, target)
 
 
-@triton.jit(do_not_specialize=["num", "num_rows", "length", "top_k", "top_p"])
+@triton.jit(do_not_specialize=["num", "num_rows", "length"])
 def advance(
     # The network, as `cuda_weights` packs it.
     projections, projection_biases, cells, cell_biases, upsampling, upsampling_biases, table,
@@ -105,7 +105,7 @@ def advance(
     # The streams' state, and what stages pass on.
     codes, hidden, cell, narrow, tier_input, conditioning, first, second, logits, nll,
     # How codes are drawn.
-    inverse_temperatures, positions, streams, seeds, top_k, top_p,
+    inverse_temperatures, filters, positions, streams, seeds,
     # The call.
     counter, num, num_rows, length, TIERS: tl.constexpr, LAYERS: tl.constexpr, D: tl.constexpr,
     Q: tl.constexpr,
@@ -139,11 +139,10 @@ def advance(
         logits: float32 ``[num_rows, Q]``.
         nll: float32 ``[num_rows, length]``, written where codes are given.
         inverse_temperatures: float32 ``[num_rows, length]``; 0 takes the most probable code.
+        filters: top-k and top-p, float32 ``[num_rows, 2]`` (see `sampling.DrawArrays`).
         positions: int64 ``[num_rows]``.
         streams: int64 ``[num_rows]``.
         seeds: int64 ``[1]``, the bits of the seed.
-        top_k: 0 for all.
-        top_p: 1 for all.
         counter: int32, zero.
         num: streams.
         num_rows: a multiple of BM; streams and padding.
@@ -230,7 +229,7 @@ def advance(
                 )
             else:
                 chosen = drawn(
-                    logits, drawing, uniform, inverse_temperature, top_k, top_p, Q, Q_LEVELS, IS_FILTERED
+                    logits, drawing, uniform, inverse_temperature, filters, Q, Q_LEVELS, IS_FILTERED
                 )
                 tl.store(now + drawing * code_stride, chosen, is_writer & (drawing == 0))
             latest = tl.sum(tl.where(drawing == 0, chosen, 0))
@@ -268,7 +267,7 @@ def advance(
                     uniform = uniforms(seed, tl.load(streams + rows), tl.load(positions + rows) + t)
                     inverse_temperature = tl.load(inverse_temperatures + rows * length + t)
                     chosen = drawn(
-                        logits, rows, uniform, inverse_temperature, top_k, top_p, Q, Q_LEVELS, IS_FILTERED
+                        logits, rows, uniform, inverse_temperature, filters, Q, Q_LEVELS, IS_FILTERED
                     )
                     tl.store(now + rows * code_stride, chosen)
                 tile += blocks

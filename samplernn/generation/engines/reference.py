@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samplernn.generation.engines.base import Engine, EngineState
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.sampling import DrawArrays, draw
 from samplernn.model.network import FrameLevelTier, SampleRNN, State, gather_and_add
 
 _ELEMENTS_PER_GROUP = 32768
@@ -50,16 +50,17 @@ class ReferenceEngine(Engine):
         self.start(1)
 
     @torch.inference_mode()
-    def advance(self, length: int, randomness: Randomness, sampling: Sampling) -> Tensor:
+    def advance(self, draws: DrawArrays) -> Tensor:
         position = self._state.position
-        uniforms = torch.from_numpy(randomness.uniforms(position.numpy(), length))  # [B, length]
-        temperatures = torch.from_numpy(sampling.temperatures(len(position), length).copy())
+        uniforms = torch.from_numpy(draws.uniforms(position))  # [B, length]
+        temperatures, filters = torch.from_numpy(draws.temperature), torch.from_numpy(draws.filters)
 
-        def draw(rows: slice, t: int, logits: Tensor) -> Tensor:
-            return sampling.draw(logits, uniforms[rows, t : t + 1], temperatures[rows, t : t + 1])
+        def choose(rows: slice, t: int, logits: Tensor) -> Tensor:
+            uniform, temperature = uniforms[rows, t : t + 1], temperatures[rows, t : t + 1]
+            return draw(logits, uniform, temperature, filters[rows])
 
-        codes = self._step_all(length, draw)
-        self._state = EngineState(self._state.network, position + length)
+        codes = self._step_all(draws.length, choose)
+        self._state = EngineState(self._state.network, position + draws.length)
         return codes
 
     @torch.inference_mode()

@@ -13,7 +13,8 @@ from samplernn.config import ModelConfig
 from samplernn.generation.engines import DTYPES, open_engine, without_cuda
 from samplernn.generation.engines.base import Engine
 from samplernn.generation.engines.cpu import CpuEngine, cores
-from samplernn.generation.sampling import Randomness, Sampling
+from samplernn.generation.request import Draws
+from samplernn.generation.sampling import draw_arrays
 from samplernn.insight.benchmark import results as shared
 from samplernn.insight.benchmark.results import Benchmark, Result, preset_config
 from samplernn.insight.benchmark.sizes import weights
@@ -85,13 +86,13 @@ def benchmark(preset: str = "reference", threads: int | None = None) -> Benchmar
 def samples_per_second(engine: Engine, streams: int) -> float:
     """Rate of all streams together: the median call, after calls that warm up."""
     engine.start(streams)
-    randomness, sampling = Randomness(0, tuple(range(streams))), Sampling()
-    length = engine.lookback
+    options, length = Draws(streams=tuple(range(streams))), engine.lookback
 
     def call() -> float:
         """Seconds."""
+        draws = draw_arrays(options, length)
         started = time.perf_counter()
-        engine.advance(length, randomness, sampling)
+        engine.advance(draws)
         return time.perf_counter() - started
 
     call()  # may compile

@@ -24,7 +24,7 @@ import samplernn
 from samplernn.audio.corpus import Corpus, prepare
 from samplernn.config import Config, ModelConfig
 from samplernn.insight.benchmark import results as shared
-from samplernn.insight.benchmark.fresh import in_fresh_process, peak_memory
+from samplernn.insight.benchmark.own_process import in_fresh_process, peak_memory
 from samplernn.insight.benchmark.plain import PlainTraining
 from samplernn.insight.benchmark.results import Benchmark, Result, preset_config
 from samplernn.insight.benchmark.sizes import training_multiplications

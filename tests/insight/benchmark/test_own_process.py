@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from samplernn.config import UserError, presets
-from samplernn.insight.benchmark.fresh import in_fresh_process, peak_memory
+from samplernn.insight.benchmark.own_process import in_fresh_process, peak_memory
 from samplernn.insight.benchmark.results import preset_config
 
 CPU = torch.device("cpu")

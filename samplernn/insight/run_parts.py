@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeGuard
 
 from samplernn.insight import page
-from samplernn.insight.diagrams import Series, diagram
 from samplernn.insight.page import Html, html, join
 from samplernn.insight.runs import Curve, Prompt, Run, Sample, Stage, sound
 from samplernn.model.baselines import verdict
@@ -157,7 +156,7 @@ def by_merit(samples: Sequence[Sample]) -> list[Sample]:
 def curves(run: Run) -> Html:
     """Bits beside the baselines, the rate, the gradients."""
     trained, validated = run.metrics.get("train/bits_per_sample", {}), run.validation
-    bits = [Series("training", trained, 1), Series("validation", validated, 0, is_marked=True)]
+    bits = {"validation": validated, "training": trained}
     baselines = run.baselines
     lines = (
         {
@@ -170,15 +169,12 @@ def curves(run: Run) -> Html:
     )
     norms = {name: curve for name, curve in run.metrics.items() if name.startswith("grad_norm")}
     drawn = [
-        diagram("Bits per sample, beside the baselines", bits, lines, is_log=True),
+        page.diagram("bits per sample", bits, lines, is_log=True, with_dots=["validation"]),
         _closer(validated),
-        diagram("Learning rate", [Series("learning rate", run.metrics.get("train/lr", {}), 4)]),
-        diagram(
-            "Norm of the gradients, before clipping",
-            [
-                Series(_norm_name(name), curve, 3 + number)
-                for number, (name, curve) in enumerate(sorted(norms.items()))
-            ],
+        page.diagram("learning rate", {"learning rate": run.metrics.get("train/lr", {})}),
+        page.diagram(
+            "norm of the gradients, before clipping",
+            {_norm_name(name): curve for name, curve in sorted(norms.items())},
             is_log=True,
         ),
     ]
@@ -203,7 +199,8 @@ def _closer(validated: Curve) -> Html:
     """The validation alone, magnified."""
     if sum(math.isfinite(bits) for bits in validated.values()) < 2:
         return Html("")
-    return diagram("Validation alone, bits per sample", [Series("validation", validated, 0, is_marked=True)])
+    series = {"validation": validated}
+    return page.diagram("bits per sample, validation alone", series, with_dots=series)
 
 
 def stages_to_hear(run: Run, room: page.Room, most: int) -> list[Html]:
