@@ -96,7 +96,7 @@ def test_a_long_prompt_is_heard_in_pieces_as_at_once(checkpoint: Checkpoint, eng
     heard: list[int] = []
     state = generator.hear(Prompt.of_samples(samples), heard.append)
     assert len(heard) >= 2
-    assert heard[-1] == len(samples)
+    assert sum(heard) == len(samples)
     padded = np.pad(samples, (-len(samples) % 8, 0))
     generator.engine.start(1)
     generator.engine.prefill(torch.from_numpy(generator.codec.encode(padded)))
