@@ -57,6 +57,8 @@ CellName = Literal[
 """Recurrent cells: docs/cells.md has their equations. Each is a file of samplernn/model/cells/."""
 CELLS: tuple[CellName, ...] = typing.get_args(CellName)
 
+HeadName = Literal["softmax"]
+"""What the network's outputs mean: see samplernn/model/heads.py."""
 
 # Far above what can be trained; below these a network's size is computed in an instant (see `model.entry`).
 _MAX_FRAME_SIZE = 2**20
@@ -117,7 +119,7 @@ class ModelConfig:
     """Number of codes that a sample is quantized to."""
     quantization: Literal["linear", "mu-law", "a-law"] = "linear"
     """How amplitude becomes a code."""
-    head: Literal["softmax"] = "softmax"
+    head: HeadName = "softmax"
     """Output distribution over the next code."""
     forget_bias: float = 1.0
     """Initial forget-gate bias of lstm and lstm-peephole (the original's: 3)."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from samplernn.model.baselines import PairCounts
 from samplernn.model.codec import Codec
+from samplernn.model.heads import Head
 
 Kind = Literal["silence", "noise", "loop"]
 KINDS: tuple[Kind, ...] = ("silence", "noise", "loop")
@@ -72,23 +73,26 @@ class Expected:
         return max(self.level + _SILENCE_DB, step)
 
 
-def expected_of(pair_counts: PairCounts, codec: Codec) -> Expected:
-    """Level and brightness of the training audio, which follow exactly from its pairs of codes.
+def expected_of(pair_counts: PairCounts, codec: Codec, head: Head) -> Expected:
+    """Level and brightness of the training audio, which follow from its pairs of codes.
 
     Args:
         pair_counts: of the training split, ``[Q, Q]``; of silence or without any, the defaults hold.
         codec: of the codes.
+        head: says which codes are counted as one.
     """
-    codes = np.arange(codec.q_levels)
-    levels = codec.amplitudes
-    step = float(levels[codec.q_zero + 1] - levels[codec.q_zero])
+    step = float(codec.amplitudes[codec.q_zero + 1] - codec.amplitudes[codec.q_zero])
+    counted_as = head.baseline_codes(np.arange(codec.q_levels))
+    levels = np.bincount(counted_as, codec.amplitudes) / np.bincount(counted_as)  # their mean amplitude
     counts = pair_counts.astype(np.float64)
     total = counts.sum()
     mean = float(counts.sum(0) @ levels / total) if total else 0.0
     energy = float(counts.sum(0) @ (levels - mean) ** 2 / total) if total else 0.0
     if energy == 0:
         return Expected(step=step)
-    differences = float(sum(counts[code] @ (levels - levels[code]) ** 2 for code in codes)) / total
+    differences = (
+        float(sum(row @ (levels - level) ** 2 for row, level in zip(counts, levels, strict=True))) / total
+    )
     return Expected(10 * math.log10(energy), float(differences / energy), step)
 
 
@@ -138,7 +142,7 @@ class Guard:
         ValueError: a hop below 0.1 s or above 0.5 s.
 
     Example:
-        >>> guard = Guard(expected_of(counts, quantizer, gain), sample_rate=16000, hop=4032)
+        >>> guard = Guard(expected_of(counts, codec, head), sample_rate=16000, hop=4032)
         >>> if trap := guard.hear(samples):
         ...     print(trap.describe(16000))
     """

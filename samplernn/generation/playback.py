@@ -75,7 +75,7 @@ class Generator:
         self._process = os.getpid()
         self.codec = checkpoint.codec
         """What turns prompts into codes, and codes into audio."""
-        self.expected = expected_of(checkpoint.pair_counts, self.codec)
+        self.expected = expected_of(checkpoint.pair_counts, self.codec, checkpoint.head)
         """What its training audio is like, for guards."""
         self._weights = ""
         self.lock = Lock()

@@ -117,7 +117,7 @@ class Options(Sampling):
     from_state: Any = field(default=None, metadata={"group": "states", "metavar": "FILE"})
     """Go on from there; with another seed or more streams: branch off. In Python also a snapshot."""
     engine: str = field(default="auto", metadata={"group": "how"})
-    """Auto (the GPU if there is one), cuda, cpu or reference."""
+    """Auto (cpu, or reference for what cpu does not serve), cpu, reference, or cuda (an experiment)."""
     dtype: str = field(default="auto", metadata={"group": "how"})
     """Auto, int8, bfloat16 or float32."""
 

@@ -1,4 +1,4 @@
-"""Choosing codes: keyed random numbers and the temperature, top-k, top-p family.
+"""What a draw needs: keyed random numbers, temperatures and filters. The draw itself is the head's.
 
 Randomness is a function, not a sequence: the number for (seed, stream, sample, draw) is computed
 on its own by Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random
@@ -13,14 +13,12 @@ from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from samplernn.generation.request import Draws, Sampling
+from samplernn.model.heads import LEAST_TEMPERATURE
 
-LEAST_TEMPERATURE = 1e-30
-"""Temperatures below this are as good as this, or logits would overflow; 0 is greedy."""
 _LARGEST_FILTER = 2**24
 """More codes than any model has; float32 holds it exactly."""
 
@@ -109,9 +107,9 @@ class DrawArrays(NamedTuple):
         temperature = self.temperature[rows, samples]
         return DrawArrays(self.seed, self.streams[rows], temperature, self.filters[rows])
 
-    def uniforms(self, positions: Tensor) -> NDArray[np.float32]:
-        """Random numbers from each stream's position on, ``[B, length]``."""
-        return uniforms(self.seed, self.streams, positions.numpy(), self.length)
+    def uniforms(self, positions: Tensor, draw: int = 0) -> NDArray[np.float32]:
+        """Random numbers from each stream's position on, ``[B, length]``; `draw`: of several per sample."""
+        return uniforms(self.seed, self.streams, positions.numpy(), self.length, draw)
 
     def inverse_temperatures(self) -> NDArray[np.float32]:
         """1 / temperature of each draw, float32 ``[B, length]``: 0 stands for greedy."""
@@ -145,40 +143,3 @@ def draw_arrays(
     temperature = np.broadcast_to(curves, (num, length)).copy()
     values = [min(getattr(draws, name), _LARGEST_FILTER) for name in FILTERS]
     return DrawArrays(draws.seed, draws.streams, temperature, np.tile(np.array(values, np.float32), (num, 1)))
-
-
-def draw(logits: Tensor, uniform: Tensor, temperature: Tensor, filters: Tensor) -> Tensor:
-    """One code per row, by inverting the cumulative distribution.
-
-    Args:
-        logits: ``[B, Q]``.
-        uniform: numbers in [0, 1), ``[B, 1]``.
-        temperature: of this draw, ``[B, 1]``.
-        filters: see `DrawArrays`, ``[B, 2]``.
-
-    Returns:
-        Codes, int64 ``[B, 1]``.
-    """
-    is_greedy = temperature == 0
-    probabilities = torch.softmax(logits / temperature.clamp(min=LEAST_TEMPERATURE), dim=-1)
-    if bool((filters != torch.from_numpy(NO_FILTERS)).any()):
-        probabilities = _filtered(probabilities, filters)
-    cumulative = probabilities.cumsum(-1)
-    total = cumulative[:, -1:]
-    # The first code whose cumulative weight exceeds the target: never one of weight zero, for
-    # the target is kept below the total even if the product rounds up.
-    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    drawn = torch.searchsorted(cumulative, target, right=True)
-    return torch.where(is_greedy, logits.argmax(dim=-1, keepdim=True), drawn)
-
-
-def _filtered(probabilities: Tensor, filters: Tensor) -> Tensor:
-    """Probabilities ``[B, Q]`` with zeros for the codes that are left out."""
-    top_k, top_p = filters[:, :1], filters[:, 1:2]
-    q_levels = probabilities.shape[-1]
-    descending, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    last = torch.where(top_k > 0, top_k.clamp(1, q_levels), q_levels).long() - 1
-    descending = descending.where(descending >= descending.gather(-1, last), 0.0)
-    before = descending.cumsum(-1) - descending  # mass of the more probable codes
-    is_kept = (before < top_p * descending.sum(-1, keepdim=True)) | (top_p >= 1)
-    return torch.zeros_like(probabilities).scatter(-1, order, descending.where(is_kept, 0.0))

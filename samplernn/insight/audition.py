@@ -141,7 +141,7 @@ def audition(
 def _reference(checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> Reference:
     """A held-out recording of the run, else the prompts, else what the checkpoint's counts say."""
     rate = checkpoint.config.data.sample_rate
-    expected = expected_of(checkpoint.pair_counts, checkpoint.codec)
+    expected = expected_of(checkpoint.pair_counts, checkpoint.codec, checkpoint.head)
     source = checkpoint.source
     if source is not None and source.parent.name == "checkpoints":
         recording = sound(source.parent.parent / "samples" / "recording.wav")

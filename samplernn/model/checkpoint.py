@@ -37,7 +37,7 @@ from samplernn.model.entry import (
     require_values,
     shapes_of,
 )
-from samplernn.model.heads import head_of
+from samplernn.model.heads import Head, head_of
 from samplernn.model.network import SampleRNN
 from samplernn.reading import read_yaml
 
@@ -65,6 +65,11 @@ class Checkpoint:
     """`step`, `validation_bits_per_sample` and other facts about the training."""
     source: Path | None = None
     """The file that it was read from."""
+
+    @property
+    def head(self) -> Head:
+        """What the network's outputs mean."""
+        return head_of(self.config.model)
 
     @functools.cached_property
     def codec(self) -> Codec:

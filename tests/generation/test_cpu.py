@@ -21,8 +21,8 @@ from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace, sharings
 from samplernn.generation.engines.cpu_kernels import PER_STEP, STEPS, dot_instruction, matrix_product
 from samplernn.generation.engines.cpu_plan import ROWS
 from samplernn.generation.engines.cpu_weights import pack, to_bfloat16
-from samplernn.generation.sampling import draw
 from samplernn.model.checkpoint import load
+from samplernn.model.heads import SoftmaxHead
 from samplernn.model.network import SampleRNN
 from tests.generation.drawing import draws
 
@@ -89,7 +89,7 @@ def test_a_code_is_drawn_as_by_the_reference(seed: int, temperature: float, top_
     uniforms = rng.random((40, 1), np.float32)
     arrays = draws(1, 0, tuple(range(40)), temperature, top_k=top_k, top_p=top_p)
     columns = (torch.from_numpy(x) for x in (logits, uniforms, arrays.temperature, arrays.filters))
-    expected = draw(*columns)[:, 0]
+    expected = SoftmaxHead(ModelConfig()).draw(*columns)[:, 0]
     room = np.empty(37, np.float32)
     drawn = [
         cpu_draw.draw(row, filters, inverse[0], uniform[0], room)
@@ -194,6 +194,7 @@ from samplernn.generation.engines import cpu_program
 from samplernn.generation.engines.cpu import CpuEngine, Sharing, _Pace
 from samplernn.generation.request import Draws
 from samplernn.generation.sampling import draw_arrays
+from samplernn.model.heads import SoftmaxHead
 from samplernn.model.network import SampleRNN
 
 torch.manual_seed(0)

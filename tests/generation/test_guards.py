@@ -10,13 +10,16 @@ import pytest
 from numpy.typing import NDArray
 
 from samplernn.audio.io import load, to_int16
+from samplernn.config import ModelConfig
 from samplernn.generation.guards import REPEAT_SECONDS, Expected, Guard, Trap, expected_of, traps_in
 from samplernn.model.baselines import count_pairs
 from samplernn.model.codec import Codec
+from samplernn.model.heads import SoftmaxHead
 from samplernn.model.quantize import Quantizer
 
 RATE, HOP = 16000, 4032
 QUANTIZER = Quantizer(256, "linear")
+HEAD = SoftmaxHead(ModelConfig())
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def expected(recordings: dict[str, NDArray[np.int16]], gain: float) -> Expected:
     """What a checkpoint trained on the clips would know of them."""
     codec = Codec(QUANTIZER, gain)
     pieces = (codec.encode(x) for x in recordings.values())
-    return expected_of(count_pairs(pieces, codec.q_levels), codec)
+    return expected_of(count_pairs(pieces, codec.q_levels), codec, HEAD)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def test_counts_of_nothing_leave_the_defaults() -> None:
     silence = none.copy()
     silence[128, 128] = 1000
     for counts in (none, silence):
-        usual = expected_of(counts, Codec(QUANTIZER))
+        usual = expected_of(counts, Codec(QUANTIZER), HEAD)
         assert (usual.level, usual.brightness, usual.step) == (-20.0, 0.25, 1 / 128)
 
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from samplernn.config import UserError
+from samplernn.config import ModelConfig, UserError
 from samplernn.generation.request import Sampling
-from samplernn.generation.sampling import NO_FILTERS, draw, philox, uniforms
+from samplernn.generation.sampling import NO_FILTERS, philox, uniforms
+from samplernn.model.heads import SoftmaxHead
 from tests.generation.drawing import draws
+
+draw = SoftmaxHead(ModelConfig()).draw
 
 
 def _words(*values: int) -> list[np.ndarray]:

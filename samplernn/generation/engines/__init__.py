@@ -21,6 +21,8 @@ DTYPES = {
 """Engines, best first, and the dtypes of their weights, fastest first."""
 CELLS = {"cuda": ("gru", "lstm"), "cpu": tuple(CPU_CELLS)}
 """The cells that an engine serves; engine reference, the generic one, steps every cell."""
+HEADS = {"cuda": ("softmax",), "cpu": ("softmax",)}
+"""The heads that an engine serves; engine reference serves every head."""
 CUDA_HAS_RUN_ON_A_GPU = False
 """Whether `make test-gpu` has passed on a GPU. Until then ``auto`` leaves engine cuda alone, and a line says
 that it is an experiment."""
@@ -122,6 +124,8 @@ def unserved(engine: str, config: ModelConfig) -> str:
         return ""
     if config.rnn not in CELLS[engine]:
         return f"cell {config.rnn}"
+    if config.head not in HEADS[engine]:
+        return f"head {config.head}"
     if config.skip_connections and config.n_rnn > 1:
         return "skip connections"
     if not config.top_projection and config.lookback > config.dim:

@@ -15,7 +15,7 @@ _ZERO = np.float32(0)
 
 @compiled
 def draw(logits: Any, filters: Any, inverse_temperature: Any, uniform: Any, p: Any) -> int:
-    """A code by inverting the cumulative distribution (see `sampling.draw`).
+    """A code by inverting the cumulative distribution (see `heads.SoftmaxHead.draw`).
 
     Args:
         logits: ``[q]``.

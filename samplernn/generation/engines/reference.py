@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samplernn.generation.engines.base import Engine, EngineState
-from samplernn.generation.sampling import DrawArrays, draw
+from samplernn.generation.sampling import DrawArrays
 from samplernn.model.network import FrameLevelTier, SampleRNN, State, gather_and_add
 
 _ELEMENTS_PER_GROUP = 32768
@@ -31,7 +31,7 @@ _VECTOR = 64
 """Elements that are a whole number of vectors on any processor, also where torch takes several at once."""
 
 ChooseCode = Callable[[slice, int, Tensor], Tensor]
-"""Maps (rows, sample index within the call, logits ``[rows, Q]``) to codes ``[rows, 1]``."""
+"""Maps (rows, sample index within the call, outputs ``[rows, num_outputs]``) to codes ``[rows, 1]``."""
 
 
 class ReferenceEngine(Engine):
@@ -52,12 +52,13 @@ class ReferenceEngine(Engine):
     @torch.inference_mode()
     def advance(self, draws: DrawArrays) -> Tensor:
         position = self._state.position
-        uniforms = torch.from_numpy(draws.uniforms(position))  # [B, length]
+        head = self.model.head
+        each = [torch.from_numpy(draws.uniforms(position, draw)) for draw in range(head.num_uniforms)]
+        uniforms = torch.stack(each, dim=-1)  # [B, length, num_uniforms]
         temperatures, filters = torch.from_numpy(draws.temperature), torch.from_numpy(draws.filters)
 
-        def choose(rows: slice, t: int, logits: Tensor) -> Tensor:
-            uniform, temperature = uniforms[rows, t : t + 1], temperatures[rows, t : t + 1]
-            return draw(logits, uniform, temperature, filters[rows])
+        def choose(rows: slice, t: int, outputs: Tensor) -> Tensor:
+            return head.draw(outputs, uniforms[rows, t], temperatures[rows, t : t + 1], filters[rows])
 
         codes = self._step_all(draws.length, choose)
         self._state = EngineState(self._state.network, position + draws.length)
@@ -67,10 +68,9 @@ class ReferenceEngine(Engine):
     def score(self, codes: Tensor) -> Tensor:
         nll = torch.empty(codes.shape)
 
-        def take_given(rows: slice, t: int, logits: Tensor) -> Tensor:
-            code = codes[rows, t : t + 1]
-            nll[rows, t : t + 1] = -logits.log_softmax(-1).gather(1, code)
-            return code
+        def take_given(rows: slice, t: int, outputs: Tensor) -> Tensor:
+            nll[rows, t] = self.model.head.nll(outputs, codes[rows, t])
+            return codes[rows, t : t + 1]
 
         self._step_all(codes.shape[1], take_given)
         return nll
@@ -114,8 +114,8 @@ class ReferenceEngine(Engine):
             x = gather_and_add(self._table, window)[:, 0]  # [B, D]
             x = x.add_(conditioning[-1][:, t % fastest]).relu_()
             x = linear(x, mlp.hidden.weight, mlp.hidden.bias).relu_()
-            logits = linear(x, mlp.output.weight, mlp.output.bias)[:num_rows]  # [B, Q]
-            past_and_new[:num_rows, now : now + 1] = choose(t, logits)
+            outputs = linear(x, mlp.output.weight, mlp.output.bias)[:num_rows]  # [B, num_outputs]
+            past_and_new[:num_rows, now : now + 1] = choose(t, outputs)
         codes = past_and_new[:num_rows]
         after = tuple(tier_state[:num_rows] for tier_state in rnn)
         return codes[:, self.lookback :], State(codes[:, -self.lookback :], after)
